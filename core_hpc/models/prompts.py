@@ -15,6 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
+from core_hpc.answers.extract import after_thinking
 from core_hpc.common.errors import InputError
 from core_hpc.config.extensions import PromptFunction
 from core_hpc.config.model import ModelSection
@@ -92,11 +93,14 @@ class PromptBuilder:
         Completions of such a model start inside the thoughts. The mark is therefore put before
         their text, because readers of the text do not see the prompt.
         """
+        return next((f"{mark}\n" for mark in _CLOSING if self._prompt_end.endswith(mark)), "")
+
+    @cached_property
+    def _prompt_end(self) -> str:
+        """The end of a prompt of the chat template, or an empty text."""
         if self.style != "chat":
             return ""
-        messages = [{"role": "user", "content": "?"}]
-        prompt = self.chat(messages, tokenize=False).rstrip()
-        return next((f"{mark}\n" for mark in _CLOSING if prompt.endswith(mark)), "")
+        return str(self.chat([{"role": "user", "content": "?"}], tokenize=False)).rstrip()[-16:]
 
     def completion_text(self, token_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
         """Sampled tokens as text, cut before the first stop string.
@@ -132,21 +136,36 @@ class PromptBuilder:
     def _own_form(self, text: str) -> str:
         """Another model's text as this model would have written it, without an end.
 
-        If the prompt opens a thought, the thought of the text continues it. A text without a thought
-        comes after an empty one.
+        Its thought has the marks of this model. If the prompt opens a thought, the thought of the text
+        continues it, and a text without a thought comes after an empty one. If the prompt closes a
+        thought, the text has none.
         """
         text = text.strip()
+        opening = self.opened_thinking.strip() or self._own_mark
+        closing = _CLOSING.get(opening, "")
+        if opening:
+            for other, end in _CLOSING.items():
+                text = text.replace(other, opening).replace(end, closing)
         if self.style == "plain":
             return f" {text}"  # after `Answer:`
+        if self._prompt_end.endswith(tuple(_CLOSING.values())):
+            return after_thinking(text).strip() or text
         if not self.opened_thinking:
             return text
-        opening = self.opened_thinking.strip()
-        closing = _CLOSING[opening]
-        for other, end in _CLOSING.items():
-            text = text.replace(other, opening).replace(end, closing)
         if text.startswith(opening):
             return text.removeprefix(opening).strip()
         return text if closing in text else f"\n{closing}\n\n{text}"
+
+    @cached_property
+    def _own_mark(self) -> str:
+        """The mark that opens a thought of this model, or an empty text if it knows none, or those of both families.
+
+        The model knows the marks that are tokens, and those of its chat template.
+        """
+        template = str(self.tokenizer.chat_template) if self.style == "chat" else ""
+        vocabulary = self.tokenizer.get_vocab()
+        known = [mark for mark in _CLOSING if mark in vocabulary or mark in template]
+        return known[0] if len(known) == 1 else ""
 
     @cached_property
     def _end_tokens(self) -> list[str]:

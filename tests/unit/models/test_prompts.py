@@ -191,10 +191,38 @@ def test_a_text_closes_the_thought_that_the_prompt_has_opened(mark: str, peer: s
         assert tokenizer.decode(ids) == written.format(close=closes[mark]) + "</s>"
 
 
+HYBRID = f"{TURNS}{PLAIN_END}{{% if thinks %}}{{{{ '<think>' }}}}{{% endif %}}"
+"""The template of a model that thinks only on request; only the marks of its family are in it."""
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "style", "text", "written"),
+    [
+        (CHAT, ("<think>", "</think>"), "chat", "[THINK]try 2[/THINK]It is 2.", "<think>try 2</think>It is 2."),
+        (CHAT, ("[THINK]", "[/THINK]"), "chat", "<think>try 2</think>It is 2.", "[THINK]try 2[/THINK]It is 2."),
+        (CHAT, ("[THINK]", "[/THINK]"), "plain", "<think>try 2</think>It is 2.", " [THINK]try 2[/THINK]It is 2."),
+        (HYBRID, (), "chat", "[THINK]try 2[/THINK]It is 2.", "<think>try 2</think>It is 2."),
+        (CHAT, (), "chat", "[THINK]try 2[/THINK]It is 2.", "[THINK]try 2[/THINK]It is 2."),
+        (CHAT, THINKING_MARKS, "chat", "[THINK]try 2[/THINK]It is 2.", "[THINK]try 2[/THINK]It is 2."),
+        (f"{CHAT}<think>\n\n</think>\n\n", (), "chat", "[THINK]try 2[/THINK]\nIt is 2.", "It is 2."),
+        (f"{CHAT}[THINK][/THINK]", (), "chat", "<think>try 2</think>It is 2.", "It is 2."),
+        (f"{CHAT}[THINK][/THINK]", (), "chat", "It is 2.", "It is 2."),
+        (f"{CHAT}<think>\n\n</think>", (), "chat", "<think>try 2", "<think>try 2"),  # nothing else is in it
+    ],
+)
+def test_a_thought_of_a_peer_has_the_marks_of_the_model_and_is_left_out_where_the_prompt_closes_it(
+    template: str, special: tuple[str, ...], style: str, text: str, written: str
+) -> None:
+    tokenizer = byte_tokenizer(special=special, template=template)
+    ids = PromptBuilder(tokenizer, style, "").completion_ids(text, ())
+    assert tokenizer.decode(ids) == f"{written}</s>"
+
+
+PROMPT_ENDS = ["", "<think>\n", "[THINK]", "<think>\n\n</think>\n\n"]
 MARKS_AND_WORDS = st.lists(st.sampled_from([*THINKING_MARKS, "\n", " ", "#### 7", "#### 8", "so ", "</s>"]), max_size=8)
 
 
-@given(MARKS_AND_WORDS.map("".join), st.sampled_from(["", "<think>\n", "[THINK]"]), st.booleans(), st.booleans())
+@given(MARKS_AND_WORDS.map("".join), st.sampled_from(PROMPT_ENDS), st.booleans(), st.booleans())
 def test_a_text_without_an_early_end_keeps_its_answer(text: str, end: str, special: bool, is_chat: bool) -> None:
     """The answer is that of the text which the model would have sampled, whatever thoughts a peer has written."""
     builder = BUILDERS[end, special, is_chat]
@@ -211,7 +239,7 @@ BUILDERS = {
         "",
         end_ids=frozenset({1}),
     )
-    for end in ("", "<think>\n", "[THINK]")
+    for end in PROMPT_ENDS
     for special in (False, True)
     for is_chat in (False, True)
 }
