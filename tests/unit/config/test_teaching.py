@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.problems import GeneratedProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.controller.prepare import splits_of
-from core_hpc.problems.skills import FAMILIES
+from core_hpc.problems.skills import FAMILIES, OPERATORS
 from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT
@@ -84,6 +85,43 @@ def test_an_arm_differs_from_its_base_only_in_what_it_tests(arm: str) -> None:
         assert completions(a.config) == completions(b.config) == 3
         assert a.config.output == b.config.output  # so that they share their warm-ups
         assert a.config.iterations == b.config.iterations
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_seed_has_warm_ups_of_its_own(tier: str) -> None:
+    """With one warm-up for all seeds, their spread would not contain that of the warm-up."""
+    for plan in runs_of(tier):
+        warmups = [plan.config.warmup_of(model) for model in plan.config.team]
+        assert [w.seed for w in warmups if w is not None] == [plan.config.seed] * 2
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_no_composite_can_be_solved_with_own_operators_alone(tier: str) -> None:
+    """A model that takes an own operator for the foreign one would be rewarded, and would seem to have both skills.
+
+    In base 4 `plus` and `zib` solve all of `gap_then_zib`, because 2 (a + b) and 2 |a - b| differ by a multiple of 4.
+    """
+    config = runs_of(tier)[0].config
+    skills, source = config.analysis.skills, config.problems.evaluation
+    assert isinstance(source, GeneratedProblems)
+    base, num_digits = source.options.get("base", 10), source.options.get("num_digits", 2)
+
+    def share(family: str, own: list[str]) -> float:
+        """The largest share of right answers with own operators instead of foreign ones."""
+        first, second = FAMILIES[family]
+
+        def value(one: str, two: str, a: int, b: int, c: int) -> int:
+            return OPERATORS[two](OPERATORS[one](a, b, base)[1], c, base)[1]
+
+        triples = list(itertools.product(range(base), repeat=3))
+        replacements = itertools.product([first] if first in own else own, [second] if second in own else own)
+        right = (sum(value(*pair, *t) == value(first, second, *t) for t in triples) for pair in replacements)
+        return (max(right) / len(triples)) ** num_digits
+
+    composites = [name for name in source.options if len(FAMILIES.get(name, ())) == 2]
+    assert len(composites) == 3
+    assert max(share(family, own) for family in composites for own in skills.values()) < 0.25
+    assert tier != "tier1" or share("gap_then_zib", skills["ann"]) == 1
 
 
 def problems_of_families(plan: RunPlan) -> dict[str, dict[str, float]]:
