@@ -275,10 +275,10 @@ def _results(export: Export) -> list[str]:
     table = pass_at_k_table(data.counts, ks=default_ks(data.num_samples), models=data.models).filter(
         pl.col("measure") == PASS, pl.col("model") == export.model.name, pl.col("iteration").is_in(wanted)
     )
-    sampling = _sampling(export)
+    sampling, num_problems = _sampling(export), min(table["num_problems"])
     source = export.run.config.problems.evaluation
     lines += [
-        f"Held-out problems: `{source.source}`, {table['num_problems'][0]} of them, "
+        f"Held-out problems: `{source.source}`, {num_problems} of them, "
         f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}. Intervals: 95 %, over problems.",
         "",
         "| updates | measure | percent | interval |",

@@ -99,7 +99,8 @@ def outcomes_of(runs: Sequence[RunData], problems: Sequence[pl.DataFrame]) -> li
 
 def _all_counts(data: RunData) -> pl.DataFrame:
     """The counts of the run with those of the further sets of its evaluation, whose ids differ."""
-    return pl.concat([data.counts, *(own.counts for own in data.sets.values())])
+    counts = pl.concat([data.counts, *(own.counts for own in data.sets.values())])
+    return counts.filter(pl.col("model").is_not_null())
 
 
 def _numbers(counts: pl.DataFrame) -> pl.DataFrame:

@@ -75,6 +75,9 @@ ANSWERS = pl.Schema(
 )
 
 
+NO_MODEL = pl.lit(None, pl.String())
+"""The model in the counts of a held-out problem that no model has in an evaluation (`counts/load.py`). Its n is 0."""
+
 RESCUE_PUBLISHED = "rescue_published"
 """A further column of the counts of a run: in cold rows, whether the rescue of this problem by this
 model is published. Else null."""
@@ -134,7 +137,7 @@ class Panel:
     c: IntArray  # (M, P) correct completions
     first: IntArray  # (M, P) smallest sample index of a correct completion, or NEVER
     groups: IntArray | None  # (P,) codes of source groups; None: all problems are independent
-    num_left_out: int  # problems that some model does not have
+    num_left_out: int  # problems that some model does not have; in an evaluation, also those that no model has
 
     @property
     def num_problems(self) -> int:
@@ -180,7 +183,8 @@ def panel(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE,
     for frame in per_model[1:]:
         joined = joined.join(frame, on="problem_id", how="inner")
     joined = joined.sort("problem_id")
-    seen = here.filter(pl.col("model").is_in(list(models)))["problem_id"].n_unique()
+    known = pl.col("model").is_in(list(models)) | pl.col("model").is_null()
+    seen = here.filter(known)["problem_id"].n_unique()
 
     def array(name: str) -> IntArray:
         columns = [joined[f"{name}{i}"].cast(pl.Int64).fill_null(NEVER).to_numpy() for i in range(len(models))]
@@ -250,7 +254,7 @@ def in_batches(counts: pl.DataFrame, work: Callable[[pl.DataFrame], pl.DataFrame
 
 def models_of(counts: pl.DataFrame) -> list[str]:
     """Return the sorted names of all models with rows. Without a configuration this is the team."""
-    return sorted(counts["model"].unique().to_list())
+    return sorted(counts["model"].drop_nulls().unique().to_list())
 
 
 def iterations_of(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from analysis.counts import cache
-from analysis.counts.counts import RESCUE_PUBLISHED
+from analysis.counts.counts import COUNTS, NO_MODEL, RESCUE_PUBLISHED
 from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import TrainingSource
@@ -93,9 +93,19 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     fresh, left_out = count_tasks(run, new, problems, config, answers=answers, lenient=lenient)
     rescued = {i: {k.model for k in keys if (k.iteration, k.phase) == (i, RESCUE)} for i in counted}
     counts = pl.concat([*(_complete(cached.counts, rescued[i]) for i, cached in counted.items()), fresh.counts])
+    counts = pl.concat([counts, _unpublished(counts, problems)], how="diagonal")
     answer_counts = pl.concat(part.answers for part in [*counted.values(), fresh])
     data = RunData(run, config, models, described(counts, problems), described(answer_counts, problems), left_out)
     return _by_set(data)
+
+
+def _unpublished(counts: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
+    """Counts of the held-out problems that no model has in an evaluation, so that tables can name their number."""
+    known = counts.filter(pl.col("phase") == EVALUATE).select("iteration", "problem_id").unique()
+    split = problems.filter(pl.col("split") == EVALUATION).select("problem_id")
+    absent = known.select("iteration").unique().join(split, how="cross").join(known, on=known.columns, how="anti")
+    zeros = [pl.lit(0, dtype).alias(name) for name, dtype in COUNTS.items() if dtype == pl.Int64]
+    return absent.select("iteration", pl.lit(EVALUATE).alias("phase"), NO_MODEL.alias("model"), "problem_id", *zeros)
 
 
 def of_main_set(config: RunConfig | None) -> pl.Expr:

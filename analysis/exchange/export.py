@@ -82,7 +82,7 @@ def export_predictions(
         raise InputError(f"{out}: is a folder; give the name of a file as --out")
     selection = select(run, phase=phase, iteration=iteration, models=models)
     lines = {PER_PROBLEM: _problem_lines, PER_COMPLETION: _completion_lines}[form]
-    counts = dict.fromkeys(selection.models, 0)
+    counts, sizes = dict.fromkeys(selection.models, 0), dict.fromkeys(selection.models, 0)
     hints_of = {key.part: _hints(selection.run, key) for key in selection.keys} if phase == RESCUE else {}
     columns = (*_EXPORTED, *_OF_RESCUE) if phase == RESCUE else _EXPORTED
     manifests.make_folder(out.parent)
@@ -91,6 +91,7 @@ def export_predictions(
         with temporary.open("wb") as f:
             for key, rows in selection.tables(columns):
                 counts[key.model] += rows.height
+                sizes[key.model] += rows["problem_id"].n_unique()
                 if phase == RESCUE:
                     rows = rows.join(hints_of[key.part], on=["model", "problem_id"], how="left", maintain_order="left")
                 lines(rows, selection.problems).with_columns(phase=pl.lit(phase)).write_ndjson(f)
@@ -99,6 +100,9 @@ def export_predictions(
         temporary.unlink(missing_ok=True)
     # Each model attempts its own failures again, so their numbers differ.
     notes = [] if phase == RESCUE else note_of_counts(counts)
+    if phase == EVALUATE and not notes and min(sizes.values()) < selection.problems.height:
+        per_model = ", ".join(f"{model} {size}" for model, size in sizes.items())
+        notes.append(f"not all of the {selection.problems.height} problems are published yet: {per_model}")
     return Exported(out, selection.iteration, counts, notes)
 
 

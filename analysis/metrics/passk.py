@@ -224,38 +224,38 @@ def before_after_table(counts: pl.DataFrame, *, ks: Sequence[int], models: Seque
 
     Returns:
         A frame with the schema `BEFORE_AFTER_TABLE`. `when` is before, after or difference (after -
-        before, a fraction). The iteration of a difference is that of the later evaluation. The
-        levels use all problems of their evaluation; the difference uses the common problems.
-        Evaluations that are not published have no rows.
+        before, a fraction). The iteration of a difference is that of the later evaluation. With
+        two evaluations, all rows are of their common problems. Evaluations that are not published
+        have no rows.
     """
     models = models or models_of(counts)
     evaluations = before_and_after(counts, models) if models else (None, None)
-    panels = {
-        when: (iteration, panel(counts, models=models, iteration=iteration))
-        for when, iteration in zip((BEFORE, AFTER), evaluations, strict=True)
-        if iteration is not None
-    }
+    shown = [when for when, iteration in zip((BEFORE, AFTER), evaluations, strict=True) if iteration is not None]
+    iterations = [iteration for iteration in evaluations if iteration is not None]
+    panels, note = [panel(counts, models=models, iteration=iteration) for iteration in iterations], ""
+    if len(panels) == 2:
+        sizes = [p.num_problems for p in panels]
+        panels = list(paired(*panels))
+        unpaired = sum(sizes) - 2 * panels[0].num_problems
+        note = f"{unpaired} problems left out: in one evaluation only" if unpaired else ""
     rows = [
         {"when": when, "iteration": iteration, **figure.labels(), **figure.level(p).row()}
-        for when, (iteration, p) in panels.items()
+        for when, iteration, p in zip(shown, iterations, panels, strict=True)
         if p.num_problems
         for figure in main_figures(p, ks)
     ]
-    if len(panels) == 2:
-        rows += _difference_rows(panels[BEFORE][1], panels[AFTER][1], ks, iteration=panels[AFTER][0])
+    for row in rows:
+        row["note"] = join_notes(row["note"], note)
+    if len(panels) == 2 and panels[0].num_problems:
+        rows += _difference_rows(panels[0], panels[1], ks, iteration=iterations[1], note=note)
     return pl.DataFrame(rows, schema=BEFORE_AFTER_TABLE)
 
 
-def _difference_rows(before: Panel, after: Panel, ks: Sequence[int], *, iteration: int) -> list[dict[str, Any]]:
-    a, b = paired(before, after)
-    if not a.num_problems:
-        return []
-    unpaired = before.num_problems + after.num_problems - 2 * a.num_problems
-    note = f"{unpaired} problems left out: in one evaluation only" if unpaired else ""
+def _difference_rows(a: Panel, b: Panel, ks: Sequence[int], *, iteration: int, note: str) -> list[dict[str, Any]]:
     pairs = list(zip(main_figures(a, ks), main_figures(b, ks), strict=True))
     rows = []
     for x, y in pairs:
-        change = join_notes(x.note, y.note, note)
+        change = join_notes(x.note, y.note, a.note, b.note, note)
         if x.measure == COVERAGE and x.candidates != y.candidates:
             estimate = undefined(a.num_problems, join_notes(change, OTHER_NUMBERS))
         else:

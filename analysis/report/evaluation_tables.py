@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.counts.counts import panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import (
     KIND,
@@ -90,6 +91,12 @@ def evaluations(data: RunData) -> dict[int, str]:
     names = (passk.BEFORE, passk.AFTER) if data.config is not None else (PREDICTIONS, PREDICTIONS)
     names = (ONLY_EVALUATED, passk.AFTER) if data.only_evaluates else names
     return {iteration: name for iteration, name in zip((before, after), names, strict=True) if iteration is not None}
+
+
+def left_out(data: RunData) -> list[str]:
+    """Messages about the problems that are left out of the evaluations that are shown; empty when there are none."""
+    panels = {i: panel(data.counts, models=data.models, iteration=i) for i in evaluations(data)}
+    return [f"evaluation {i}: {p.note}" for i, p in panels.items() if p.note]
 
 
 def evaluated(data: RunData) -> pl.DataFrame:
@@ -240,7 +247,7 @@ def _levels(
     for part in ordered.partition_by(*lead, "candidates", "model", "label", maintain_order=True):
         cells = {row["when"]: row for row in part.iter_rows(named=True)}
         texts = [_level(cells.get(when)) for when in order]
-        shown.append([*part.select(*lead, "candidates", "model", "label").row(0), *texts, part["num_problems"].max()])
+        shown.append([*part.select(*lead, "candidates", "model", "label").row(0), *texts, part["num_problems"].min()])
         row_notes.append(join_notes(*part["note"]))
         best |= {(len(shown) - 1, when) for when, row in cells.items() if row["best"]}
     marks, legend = note_marks(row_notes)

@@ -40,11 +40,9 @@ def warnings_of(data: RunData) -> list[str]:
 
 def _evaluation_warnings(data: RunData) -> list[str]:
     """Messages about problems that are left out, and about few problems, of one set of the evaluation."""
-    found = []
+    found = evaluation_tables.left_out(data)
     for iteration in evaluation_tables.evaluations(data):
         p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
-        if p.note:
-            found.append(f"evaluation {iteration}: {p.note}")
         if p.num_problems < FEW_PROBLEMS:
             found.append(
                 f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; "

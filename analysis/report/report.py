@@ -105,7 +105,7 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     warnings = warnings_of(data)
     without = Cost(pl.DataFrame(schema=COST_TABLE), None, None, ())
     cost = read_or_warn(lambda: cost_of(data.path), without, data, warnings)
-    facts, lead, path = facts_of(data, cost), _lead(data), out / "report.html"
+    facts, lead, path = facts_of(data, cost), report_lead(data), out / "report.html"
     times = read_or_warn(lambda: times_of(data.path), RunTimes((), None), data, warnings)
     rescues = read_or_warn(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
     sections = result_sections(data, ks_of(data, ks), out / "figures", warnings, rescues)
@@ -128,15 +128,19 @@ def write_table(table: ReportTable, folder: Path) -> None:
         (folder / f"{table.name}.{end}").write_text(table_text(table, form), encoding="utf-8")
 
 
-def _lead(data: RunData) -> str:
+def report_lead(data: RunData) -> str:
     """One sentence about the content of the report."""
     named = evaluation_tables.evaluations(data)
-    sizes = [panel(data.counts, models=data.models, iteration=iteration).num_problems for iteration in named]
+    panels = [panel(data.counts, models=data.models, iteration=iteration) for iteration in named]
+    fewest = min(panels, key=lambda p: p.num_problems, default=None)
+    size = f"{fewest.num_problems:,}" if fewest is not None else "0"
+    if fewest is not None and fewest.num_left_out:
+        size = f"{size} of {fewest.num_problems + fewest.num_left_out:,}"
     if data.config is None:
-        return f"Imported predictions of {', '.join(data.models)} on {max(sizes, default=0):,} problems."
+        return f"Imported predictions of {', '.join(data.models)} on {size} problems."
     at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in named)
     at = "without training" if data.only_evaluates else at
-    evaluated = f"evaluated {at} on {max(sizes):,} held-out problems" if sizes else "not evaluated yet"
+    evaluated = f"evaluated {at} on {size} held-out problems" if panels else "not evaluated yet"
     team = ", ".join(data.models)
     if data.only_evaluates:
         return f"{team}: {evaluated}, with seed {data.config.seed}."

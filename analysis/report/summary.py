@@ -17,7 +17,7 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.contrasts import arms_among
-from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, missing
+from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, left_out, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
@@ -42,8 +42,8 @@ def summary_table(data: RunData) -> ReportTable:
             measure = f"Pass@{depth} ({depth * len(data.models)} candidates)"
             shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
         shown += _overlap_rows(data)
-    notes = [*missing(data), METHOD_NOTE, *_useless_notes(data)]
-    num_problems = scores["num_problems"].max() if scores.height else 0
+    notes = [*missing(data), *(f"WARNING: {line}" for line in left_out(data)), METHOD_NOTE, *_useless_notes(data)]
+    num_problems = scores["num_problems"].min() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(
             f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: "
@@ -221,6 +221,7 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
     ]
     notes = [
         "gain at matched budget: team Pass@1 of N models - Pass@N of the best model, in percentage points",
+        *(f"WARNING: {data.name}: {line}" for data in runs for line in left_out(data)),
         METHOD_NOTE,
     ]
     title = "Latest evaluation of every run (percent)"

@@ -97,7 +97,9 @@ def rows_table(data: RunData) -> ReportTable:
     """Published problems and completions by phase, iteration and model."""
     names = {"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"}
     groups, problems = ("phase", "iteration", "model"), pl.col("problem_id").n_unique().alias("problems")
-    frame = in_batches(data.counts, lambda part: part.group_by(groups).agg(problems, pl.col(list(names)).sum()))
+    frame = in_batches(
+        data.counts, lambda part: part.filter(pl.col("n") > 0).group_by(groups).agg(problems, pl.col(list(names)).sum())
+    )
     frame = frame.sort(groups).rename(names)
     notes = [] if frame.height else ["nothing is published yet"]
     return ReportTable("rows", "Published completions", frame, laid_out(frame.columns, frame.rows()), notes)

@@ -140,12 +140,14 @@ def test_difference_is_paired_by_problem() -> None:
     assert (row["low"], row["high"]) == pytest.approx(normal, abs=error / 4)
 
 
-def test_problems_in_one_evaluation_only_are_left_out_of_the_difference() -> None:
+def test_problems_in_one_evaluation_only_are_left_out_of_the_levels_too() -> None:
     before, after = counts_frame(2, np.ones((2, 150), dtype=int)), counts_frame(2, np.full((2, 150), 2), iteration=1)
     after = after.filter(pl.col("problem_id") < "p00120")
-    row = pick(before_after_table(pl.concat([before, after]), ks=[1]), when="difference", measure="pass", model="ada")
-    assert row["num_problems"] == 120
-    assert "30 problems left out" in row["note"]
+    table = before_after_table(pl.concat([before, after]), ks=[1])
+    for when in ("before", "after", "difference"):
+        row = pick(table, when=when, measure="pass", model="ada")
+        assert row["num_problems"] == 120
+        assert "30 problems left out" in row["note"]
 
 
 def test_a_problem_missing_for_one_model_is_left_out_for_all_with_a_note() -> None:

@@ -16,15 +16,16 @@ from rich.console import Console
 from analysis.__main__ import main
 from analysis.counts.counts import ANSWERS
 from analysis.counts.load import RunData, load_run
+from analysis.exchange.export import export_predictions
 from analysis.exchange.folder import import_predictions
 from analysis.layout.tables import MARK, ReportTable, render
 from analysis.report import evaluation_tables
 from analysis.report.facts import facts_of
 from analysis.report.main_tables import report_tables
 from analysis.report.reader_warnings import warnings_of
-from analysis.report.report import write_report, write_reports
-from analysis.report.summary import key_numbers, rescue_summary_table, summary_table
-from analysis.report.training_tables import rescue_table
+from analysis.report.report import report_lead, write_report, write_reports
+from analysis.report.summary import headline_table, key_numbers, rescue_summary_table, summary_table
+from analysis.report.training_tables import rescue_table, rows_table
 from analysis.timing.cost import cost_of
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
@@ -33,6 +34,7 @@ from core_hpc.store.shards import publish_frame
 from tests.support.analysis_data import (
     config,
     counts_frame,
+    evaluated_run,
     evaluation_rows,
     make_run,
     pick,
@@ -493,6 +495,30 @@ def test_warnings(tmp_path: Path) -> None:
     ):
         assert part in text
     assert warnings_of(load_run(full_run(tmp_path / "done")))[0].startswith("Not finished: 1 of 2 iterations are done")
+
+
+def test_an_evaluation_that_is_published_in_part_is_shown_on_the_problems_of_both(tmp_path: Path) -> None:
+    """All models have the same three of the six problems of the latest evaluation."""
+    folder = evaluated_run(tmp_path / "run")
+    plain = config(protocol={"problems_per_part": 3}).model_dump(mode="json")
+    manifests.write_json(RunPaths(folder).config, plain)
+    for manifest in (folder / "evaluate" / "iteration=0002").glob("*-p001.manifest.json"):
+        manifest.unlink()
+    data = load_run(folder)
+    summary, table = summary_table(data), evaluation_tables.pass_table(data, [1])
+    warning = "valuation 2: 3 problems left out: not published for every model"
+    for lines in (warnings_of(data), summary.notes, headline_table([data]).notes):
+        assert any(warning in line for line in lines)
+    assert set(table.shown["problems"]) == {"3"}
+    (level,) = (
+        row for row in summary.shown.iter_rows(named=True) if (row["model"], row["measure"]) == ("ada", "Pass@1")
+    )
+    assert [level[name].split(" ")[0] for name in ("before", "after", "difference")] == ["66.7", "16.7", "-50.0"]
+    assert set(table.frame["note"].str.contains("3 problems left out: in one evaluation only")) == {True}
+    assert "evaluated before training and after iteration 2 on 3 of 6 held-out problems" in report_lead(data)
+    exported = export_predictions(folder, tmp_path / "out.jsonl")
+    assert exported.notes == ["not all of the 6 problems are published yet: ada 3, bob 3"]
+    assert rows_table(data).frame.select("iteration", "problems").unique().sort("iteration").rows() == [(0, 6), (2, 3)]
 
 
 @pytest.mark.usefixtures("no_pictures")
