@@ -144,7 +144,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
             nargs="+",
             type=int,
             metavar="I",
-            help="evaluation after this iteration (0: the untrained models); "
+            help="evaluation after this iteration (0: before the first one); "
             "two numbers: one for A and one for B; default: the latest of each run",
         )
         _add_set(sub)
@@ -154,7 +154,8 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
             _add_margin(sub)
             _add_by_field(sub)
     sub = command(
-        "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
+        "arms",
+        "several configurations and the models before training side by side, mean over seeds: tables and a figure",
     )
     text = "sweep and run folders; runs of a folder that differ in their seeds only are one arm"
     sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)

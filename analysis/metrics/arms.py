@@ -1,4 +1,4 @@
-"""Comparison of several configurations: the mean of each over its seeds, and the untrained models.
+"""Comparison of several configurations: the mean of each over its seeds, and the models before training.
 
 The input is the `RunData` of the seeds of each configuration. The seeds of one configuration are an
 arm. The output is one tidy frame of levels (`ARMS_TABLE`), for each seed and for the mean over
@@ -36,7 +36,7 @@ from analysis.stats.uncertainty import mean_over_seeds
 from core_hpc.common.errors import InputError
 
 BASE = "base"
-"""Name of the arm of the untrained models."""
+"""Name of the arm of the models before the first iteration: untrained, or after their warm-up."""
 PHI = "phi"
 
 ARMS_TABLE = pl.Schema(
@@ -70,12 +70,11 @@ class Arm(NamedTuple):
 
 
 def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
-    """Make an arm of each configuration, and one of the untrained models (BASE), which comes first.
+    """Make an arm of each configuration, and one of the models before training (BASE), which comes first.
 
     The arm of a configuration uses the latest evaluation of its runs. The arm BASE uses evaluation
     0 of the first configuration that has one, of all its runs that have one. If no configuration
-    has one, there is no arm BASE. A run that only evaluates (`iterations: 0`) has no untrained
-    models.
+    has one, there is no arm BASE. A run that only evaluates (`iterations: 0`) has no such arm.
 
     Args:
         named: the runs of each configuration, by its name.

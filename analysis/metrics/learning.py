@@ -38,7 +38,7 @@ LEVEL, AREA, AREA_GAIN = "level", "area", "area_gain"
 FIGURES = {
     LEVEL: "the figure at one evaluation",
     AREA: "area under the curve, divided by the iterations that it spans: the mean height",
-    AREA_GAIN: "area minus the level of the untrained models, paired by problem",
+    AREA_GAIN: "area minus the level before the first iteration, paired by problem",
 }
 LEARNING_TABLE = pl.Schema(
     {
@@ -187,7 +187,9 @@ def learning_report(
         name = f"team Pass@{first['k']}" if first["measure"] == TEAM_PASS else f"Pass@{first['candidates']}"
         shown.append([*(first[c] for c in lead), name, *(cells.get(column, UNDEFINED) for column in columns)])
     names = [(at_start if i == 0 else f"iteration {i}") for i in iterations]
-    notes = ["area: area under the curve / iterations that it spans (mean height); gain: area - untrained, paired"]
+    notes = [
+        "area: area under the curve / iterations that it spans (mean height); gain: area - level of iteration 0, paired"
+    ]
     notes += [*_seed_notes(visible), *note_counts(visible["note"])]
     if not frame.height:
         notes = ["no evaluation of all models is published yet"]

@@ -238,7 +238,9 @@ def when(data: RunData, iteration: int) -> str:
         return "imported"
     if data.only_evaluates:
         return "without training"
-    return f"after iteration {iteration}" if iteration else "untrained"
+    if iteration:
+        return f"after iteration {iteration}"
+    return "after the warm-up" if any(model.warmup is not None for model in data.config.team) else "untrained"
 
 
 def evaluation_of(data: RunData, iteration: int | None = None) -> int:
@@ -259,8 +261,9 @@ def evaluation_of(data: RunData, iteration: int | None = None) -> int:
         return published[-1]
     if iteration not in published and iteration == 0 and not data.config.evaluation.before:
         raise InputError(
-            f"{data.path}: this run does not evaluate the untrained models (evaluation.before: false); give a run of "
-            "the same models and held-out problems that does, or start this run again with --set evaluation.before=true"
+            f"{data.path}: this run does not evaluate its models before the first iteration (evaluation.before: "
+            "false); give a run of the same models and held-out problems that does, or start this run again with --set "
+            "evaluation.before=true"
         )
     if iteration not in published:
         listed = ", ".join(map(str, published))

@@ -37,7 +37,7 @@ PREDICTIONS = "predictions"
 ONLY_EVALUATED = "evaluation"
 """Name of the only evaluation of a run without training (`iterations: 0`)."""
 NO_BEFORE = "the evaluation before training (iteration 0) is not published yet"
-BEFORE_DISABLED = "the untrained models are not evaluated in this run (evaluation.before)"
+BEFORE_DISABLED = "the models before the first iteration are not evaluated in this run (evaluation.before)"
 NO_AFTER = "no evaluation after training is published yet"
 NO_PREDICTIONS = "no predictions on held-out problems"
 _CANDIDATES = (

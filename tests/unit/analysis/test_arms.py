@@ -24,6 +24,7 @@ from analysis.stats.intervals import NUM_DRAWS
 from analysis.stats.student import t_quantile
 from analysis.stats.uncertainty import Uncertainty, variances
 from core_hpc.common.errors import InputError
+from core_hpc.config.warmup import WarmupSection
 from tests.support.analysis_data import config, counts_frame, pick, rescue_counts
 
 TEAM = ("ada", "bob")
@@ -275,6 +276,23 @@ def test_report() -> None:
     assert errors.shown["arm"].to_list() == [BASE, "one", "two"]
     assert [text == "–" for text in errors.shown["rescue uplift"]] == [True, False, True]
     assert "two: no hinted rescue completions" in errors.notes
+
+
+def test_models_before_training_are_named_by_their_warm_up() -> None:
+    rng = np.random.default_rng(4)
+    runs = [data(s, *(held_out(rng.integers(0, 5, (2, 20)), i) for i in (0, 2))) for s in (1, 2)]
+    warm = []
+    for own in runs:
+        assert own.config is not None
+        ada, bob = own.config.team
+        team = (
+            ada.model_copy(update={"warmup": WarmupSection.model_construct(problems=own.config.problems.train)}),
+            bob,
+        )
+        warm.append(replace(own, config=own.config.model_copy(update={"team": team})))
+    for chosen, expected in ((runs, "untrained"), (warm, "after the warm-up")):
+        arms = arms_of({"one": chosen})
+        assert f"base: {expected}, seeds 1, 2 of /nowhere/sweep" in arms_report(arms, arms_table(arms, ks=[1]))[0].notes
 
 
 def test_figure_points() -> None:

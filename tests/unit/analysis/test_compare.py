@@ -289,7 +289,9 @@ def test_a_run_without_an_evaluation_of_the_untrained_models() -> None:
     base, arm = data(ones()), data(ones() * 4, iteration=4, evaluation={"samples": 8, "before": False})
     row = pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")
     assert row["estimate"] == pytest.approx(3 / 8)
-    message = r"/nowhere/run: this run does not evaluate the untrained models \(evaluation.before: false\)"
+    message = (
+        r"/nowhere/run: this run does not evaluate its models before the first iteration \(evaluation.before: false\)"
+    )
     with pytest.raises(InputError, match=message):
         compare([arm], [arm], ks=[1], iterations=(0, 4))
     with pytest.raises(InputError, match="evaluation 0 is not published; published: 4"):

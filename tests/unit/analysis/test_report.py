@@ -193,11 +193,13 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
     folder = make_run(tmp_path / "run", config(evaluation={"samples": 4, "before": False}))
     publish_rollouts(folder, evaluation_rows(AFTER, 2))
     text = " ".join(printed(report_tables(load_run(folder))).split())
-    assert "the untrained models are not evaluated in this run (evaluation.before)" in text
+    assert "the models before the first iteration are not evaluated in this run (evaluation.before)" in text
     assert "Held-out problems after training (percent)" in text
     assert "not published yet" not in text.replace("no rescue completions of cold-failed cases are published yet", "")
     data = load_run(folder)
-    assert "The untrained models are not evaluated in this run (evaluation.before)." in warnings_of(data)
+    assert "The models before the first iteration are not evaluated in this run (evaluation.before)." in warnings_of(
+        data
+    )
     table = summary_table(data)
     assert table.shown.columns == ["model", "measure", "after"]
     assert table.shown.filter(model="ada", measure="Pass@1")["after"][0].startswith("66.7 [")
