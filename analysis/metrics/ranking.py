@@ -14,7 +14,7 @@ import polars as pl
 
 from analysis.counts.counts import iterations_of
 from analysis.counts.load import RunData
-from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
+from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, note_counts, percent
 from analysis.metrics.arms import BASE, Arm, arms_of, arms_table
 from analysis.metrics.compare import MEAN
 from analysis.metrics.fields import by_values, column_names, values_of, varied_fields
@@ -74,7 +74,7 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
         f"{figure} on held-out problems, averaged over seeds, best first (percent)",
         frame,
         _shown(frame, columns, figure),
-        [*_iteration_notes(arms), *_notes(runs, done, fields)],
+        [*_iteration_notes(arms), *note_counts(frame["note"]), *_notes(runs, done, fields)],
     )
 
 

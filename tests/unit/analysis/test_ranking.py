@@ -159,6 +159,7 @@ def test_the_ranking_by_hand() -> None:
         assert (row["seed_min"], row["seed_max"]) == pytest.approx((min(own), max(own)))
         assert (row["num_seeds"], row["num_problems"]) == (3, PROBLEMS)
     assert table.shown.columns[:3] == ["rank", "loss", "team Pass@2"]
+    assert "3 of 3 estimates: fewer than 100 problems" in table.notes
     assert any("compare --by update.loss" in note for note in table.notes)
 
 
