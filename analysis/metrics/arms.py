@@ -30,6 +30,7 @@ from analysis.metrics.overlap import mean_phi
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, evaluation_of, seed_of, when
 from analysis.metrics.passk import COVERAGE, MATCHED_PASS, PASS, TEAM, TEAM_PASS, Figure, main_figures
 from analysis.metrics.rescue import UPLIFT, mean_uplift
+from analysis.metrics.useless import useless_notes
 from analysis.stats.estimators import IntArray
 from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, Estimate, join_notes
 from analysis.stats.uncertainty import mean_over_seeds
@@ -214,6 +215,7 @@ def arms_report(arms: Sequence[Arm], frame: pl.DataFrame) -> list[ReportTable]:
     notes = [
         *_arm_notes(arms),
         *([budget] if len(models) > 1 else []),
+        *useless_notes({arm.name: list(zip(arm.runs, arm.iterations, strict=True)) for arm in arms}),
         *_spread_notes(means),
         *note_counts(means.filter(pl.col("measure") != UPLIFT)["note"]),
         METHOD_NOTE,

@@ -16,9 +16,10 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.compare import MEAN, compare, margin_of, tests_of
 from analysis.metrics.fields import ABSENT, different_fields
-from analysis.metrics.pairs import arm_of, primary_of
+from analysis.metrics.pairs import arm_of, evaluation_of, primary_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN
+from analysis.metrics.useless import useless_notes
 from analysis.stats.decisions import ALPHA, in_points
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.config.analysis import PrimarySection
@@ -60,6 +61,8 @@ def compare_report(
     notes = [*primary_note(primary_of(a, b) if iterations is None else None)]
     notes += _sides(a, b)
     notes += changed_fields(a[0], b[0], "A", "B") or ["A and B have the same configuration"]
+    sides = zip("AB", (a, b), iterations or (None, None), strict=True)
+    notes += useless_notes({side: [(data, evaluation_of(data, at)) for data in runs] for side, runs, at in sides})
     notes += sorted(shared - {""})
     pairs = f"{int(visible['num_seeds'][0])} pairs of seeds"
     notes.append(pairs if several else "one pair of runs: the spread over seeds is unknown")

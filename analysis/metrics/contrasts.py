@@ -16,7 +16,8 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out
 from analysis.metrics.compare import COMPARE_TABLE, MEAN, OVER_PROBLEMS, compare, decided, margin_of
 from analysis.metrics.compare_table import cells, primary_note, reading_notes
-from analysis.metrics.pairs import arm_of, common_names, fields_of, primary_of
+from analysis.metrics.pairs import arm_of, common_names, evaluation_of, fields_of, primary_of
+from analysis.metrics.useless import useless_notes
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
@@ -111,6 +112,7 @@ def contrasts_report(arms: Arms, *, ks: Sequence[int], margin: float | None = No
     notes = [
         *primary_note(declared[2] if declared else None),
         "A: the second arm; B: the first arm",
+        *useless_notes({name: [(data, evaluation_of(data)) for data in runs] for name, runs in arms.items()}),
         *sorted(shared - {""}),
         *reading_notes(frame, several=several, margin=margin),
         METHOD_NOTE,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from analysis.counts.counts import panel
 from analysis.counts.load import RunData
+from analysis.metrics.useless import MUCH_USELESS
 from analysis.report import evaluation_tables
-from analysis.report.summary import MUCH_USELESS
 from analysis.stats.intervals import FEW_PROBLEMS
 from core_hpc.store.schema import EVALUATE, PHASES, RESCUE, UPDATE
 from core_hpc.store.shards import published_keys

@@ -17,6 +17,7 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.contrasts import arms_among
+from analysis.metrics.useless import MUCH_USELESS, USELESS
 from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, left_out, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
@@ -24,9 +25,6 @@ from core_hpc.store.schema import EVALUATE
 
 SUMMARY = "summary"
 """Name of the table of held-out problems."""
-MUCH_USELESS = 0.1
-"""Share of truncated or of unanswered completions above which there is a warning."""
-_USELESS = {"num_truncated": "cut at the token limit", "num_no_answer": "without an answer"}
 
 
 def summary_table(data: RunData) -> ReportTable:
@@ -126,9 +124,9 @@ def _latest_counts(data: RunData) -> pl.DataFrame:
 def _useless_notes(data: RunData) -> list[str]:
     """The shares of truncated and of unanswered completions in the latest evaluation, by model."""
     rows = _latest_counts(data)
-    sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *_USELESS).sum()).iter_rows(named=True)}
+    sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *USELESS).sum()).iter_rows(named=True)}
     notes = []
-    for column, what in _USELESS.items():
+    for column, what in USELESS.items():
         shares = {model: sums[model][column] / sums[model]["n"] for model in data.models if model in sums}
         if shares:
             by_model = ", ".join(f"{model} {100 * share:.1f}" for model, share in shares.items())

@@ -13,6 +13,7 @@ import pytest
 
 from analysis.counts.counts import ANSWERS
 from analysis.counts.load import RunData
+from analysis.metrics.arms import arms_of, arms_report, arms_table
 from analysis.metrics.compare import MEAN, compare
 from analysis.metrics.compare_table import compare_report
 from analysis.metrics.contrasts import CONTRASTS_TABLE, arms_among, contrasts_report, contrasts_table
@@ -213,6 +214,27 @@ def test_the_report_states_the_result_and_both_intervals() -> None:
     assert any("Holm's correction for the 15 tests of this table (the primary" in note for note in table.notes)
     two = compare_report(arms["alone"], arms["core"], ks=[2])
     assert two.shown.row(0, named=True)["measure"] == "primary: team Pass@2"
+
+
+def test_arms_with_many_useless_completions_or_with_different_numbers_are_named() -> None:
+    """150 problems with 8 completions per model and seed."""
+
+    def with_useless(data: RunData, column: str, each: int) -> RunData:
+        wanted = pl.col("problem_id") < f"p{each:05d}"
+        return replace(data, counts=data.counts.with_columns(pl.when(wanted).then(8).otherwise(0).alias(column)))
+
+    arms = arms_among(study())
+    few = {name: [with_useless(d, "num_truncated", 6) for d in runs] for name, runs in arms.items()}
+    assert not any("WARNING" in note for note in contrasts_report(few, ks=[1]).notes)
+    apart = few | {"core": [with_useless(d, "num_truncated", 12) for d in arms["core"]]}
+    line = "WARNING: completions cut at the token limit (percent): {}: ada 4.0, bob 4.0; {}: ada 8.0, bob 8.0"
+    assert f"{line.format('alone', 'core')}; twin: ada 4.0, bob 4.0" in contrasts_report(apart, ks=[1]).notes
+    assert line.format("A", "B") in compare_report(apart["alone"], apart["core"], ks=[1]).notes
+    evaluated = arms_of(apart)
+    levels = arms_report(evaluated, arms_table(evaluated, ks=[1]))[0]
+    assert any(line.format("alone", "core") in note for note in levels.notes)
+    many = {name: [with_useless(d, "num_no_answer", 20) for d in runs] for name, runs in arms.items()}
+    assert any("completions without an answer (percent)" in note for note in contrasts_report(many, ks=[1]).notes)
 
 
 def test_a_pair_with_one_seed_beside_pairs_with_several_is_marked() -> None:
