@@ -7,6 +7,7 @@ numbers are computed in `metrics/compare.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ _MEASURE_NAMES = {
     GAIN[MATCHED_BUDGET]: "team Pass@{k} - best at matched budget",
 }
 _MAX_FIELDS = 12  # maximum number of different configuration fields that the report lists
+_MEASURING = re.compile(
+    r"evaluation\.(?!sets)|problems\.(evaluation|instruction|num_examples)\b|team\.\d+\.(system_prompt|template_options)"
+)
+"""Fields of the evaluation and of its prompts. With other ones, the same models have other figures."""
 _SMALLEST_P = 0.001
 _PRIMARY = "primary: "
 
@@ -170,17 +175,31 @@ def reading_notes(tested: pl.DataFrame, *, several: bool, margin: float) -> list
 
 
 def changed_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
-    """Describe the differences between the configurations of two runs, one line per field, the most decisive first.
+    """Describe the differences between the configurations of two runs, one line per field.
+
+    First are those of the evaluation (`measuring_fields`), then the most decisive ones.
 
     `name_a` and `name_b` are the names of the runs in these lines.
     """
     imported = [name for name, data in ((name_a, a), (name_b, b)) if data.config is None]
     if imported:
         return [f"{name}: imported predictions, without a configuration" for name in imported]
-    changed = different_fields(a, b)
-    lines = [f"{path}: {_value(old)} in {name_a}, {_value(new)} in {name_b}" for path, (old, new) in changed.items()]
+    measuring = measuring_fields(a, b, name_a, name_b)
+    lines = [line for line in _lines(a, b, name_a, name_b) if line not in measuring]
     lines, more = lines[:_MAX_FIELDS], len(lines) - _MAX_FIELDS
-    return lines + [f"and {more} more fields"] * (more > 0)
+    return [*measuring, *lines, *[f"and {more} more fields"] * (more > 0)]
+
+
+def measuring_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
+    """The lines of `changed_fields` about how the runs are evaluated. They come first, and all of them are listed."""
+    if a.config is None or b.config is None:
+        return []
+    return [line for line in _lines(a, b, name_a, name_b) if _MEASURING.match(line)]
+
+
+def _lines(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
+    changed = different_fields(a, b)
+    return [f"{path}: {_value(old)} in {name_a}, {_value(new)} in {name_b}" for path, (old, new) in changed.items()]
 
 
 def _value(value: Any) -> Any:

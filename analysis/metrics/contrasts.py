@@ -15,7 +15,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out
 from analysis.metrics.compare import COMPARE_TABLE, MEAN, OVER_PROBLEMS, compare, decided, margin_of
-from analysis.metrics.compare_table import cells, primary_note, reading_notes
+from analysis.metrics.compare_table import cells, measuring_fields, primary_note, reading_notes
 from analysis.metrics.pairs import arm_of, common_names, evaluation_of, fields_of, primary_of
 from analysis.metrics.useless import useless_notes
 from analysis.stats.intervals import METHOD_NOTE, join_notes
@@ -108,10 +108,15 @@ def contrasts_report(arms: Arms, *, ks: Sequence[int], margin: float | None = No
         shown = cells(row, shared=shared, several=several)
         rows.append({"arms": f"{row['arm_b']} - {row['arm_a']}", **shown})
         groups.append((row["primary"], row["arm_b"]))
-    declared = declared_primary(arms)
+    declared, reference = declared_primary(arms), str(frame["arm_a"][0])
     notes = [
         *primary_note(declared[2] if declared else None),
         "A: the second arm; B: the first arm",
+        *(
+            line
+            for name, runs in arms.items()
+            for line in measuring_fields(arms[reference][0], runs[0], reference, name)
+        ),
         *useless_notes({name: [(data, evaluation_of(data)) for data in runs] for name, runs in arms.items()}),
         *sorted(shared - {""}),
         *reading_notes(frame, several=several, margin=margin),

@@ -216,6 +216,30 @@ def test_the_report_states_the_result_and_both_intervals() -> None:
     assert two.shown.row(0, named=True)["measure"] == "primary: team Pass@2"
 
 
+def test_other_fields_of_the_evaluation_are_always_named_first() -> None:
+    arms = arms_among(study())
+    generated = {"source": "generated", "count": 20}
+    fields: dict[str, Any] = {
+        "name": "demo",
+        "problems": {"train": generated, "evaluation": generated, "num_examples": 2},
+        "evaluation": {"samples": 8, "sampling": {"temperature": 0.1}},
+        "analysis": {"primary": PRIMARY, "margin": 0.03},
+        "update": {"loss": "gspo", "kl_weight": 0.3},
+        "protocol": {"cold_samples": 3, "rescue_samples": 3, "problems_per_iteration": 7, "problems_per_part": 7},
+    }
+    hot = [replace(data, config=config(seed=seed, **fields)) for seed, data in enumerate(arms["core"], start=1)]
+    expected = [
+        "problems.num_examples: 0 in {}, 2 in {}",
+        "evaluation.sampling.temperature: 0.7 in {}, 0.1 in {}",
+    ]
+    notes = contrasts_report(arms | {"core": hot}, ks=[1]).notes
+    assert [line for line in notes if " in alone, " in line] == [line.format("alone", "core") for line in expected]
+    notes = compare_report(arms["alone"], hot, ks=[1]).notes
+    lines = [line for line in notes if " in A, " in line]
+    assert lines[:2] == [line.format("A", "B") for line in expected]
+    assert lines[2].startswith("update.loss")
+
+
 def test_arms_with_many_useless_completions_or_with_different_numbers_are_named() -> None:
     """150 problems with 8 completions per model and seed."""
 
