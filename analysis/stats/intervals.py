@@ -144,10 +144,23 @@ def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_u
     if count < 2 or p <= 0 or p >= 1:
         return lower
     squares = (numerator - p * denominator) ** 2
-    # Two pseudo-problems as extreme as the most extreme one, as in `stats/uncertainty.py`: where nearly
-    # all problems are solved, those that are not are seldom in the data.
-    variance = count / (count - 1) * float(squares.sum() + 2 * squares.max()) / float(total) ** 2
+    variance = count / (count - 1) * _with_pseudo_problems(squares, p, float(total) / count) / float(total) ** 2
     return upper if variance <= p * (1 - p) / upper else max(lower, p * (1 - p) / variance)
+
+
+def _with_pseudo_problems(squares: FloatArray, p: float, size: float) -> float:
+    """The sum of the squared errors of the problems of a share and of two pseudo-problems.
+
+    They are as extreme as the most extreme problem, as in `stats/uncertainty.py`. Where nearly all
+    problems are solved, those that are not are seldom in the data. So the sum is at least that of two
+    problems that are never solved (always, if p is below 1/2).
+
+    Args:
+        squares: (P,) squared errors of the problems.
+        p: the share.
+        size: mean denominator of a problem.
+    """
+    return max(float(squares.sum() + 2 * squares.max(initial=0.0)), 2 * (max(p, 1 - p) * size) ** 2)
 
 
 def share(
@@ -208,20 +221,14 @@ def difference_of_shares(
         sampled_b: (R, P) completions of B; every run has some.
         groups: (P,) codes of source groups, whose problems are dependent.
     """
-    a, errors_a = _mean_share(correct_a, sampled_a, groups)
-    b, errors_b = _mean_share(correct_b, sampled_b, groups)
-    scale = math.sqrt(_with_pseudo_problems(errors_a) * _with_pseudo_problems(errors_b))
+    a, errors_a, squares_a = _mean_share(correct_a, sampled_a, groups)
+    b, errors_b, squares_b = _mean_share(correct_b, sampled_b, groups)
+    scale = math.sqrt(squares_a * squares_b)
     correlation = float(errors_a @ errors_b) / scale if scale > 0 else 0.0
     d = a.value - b.value
     low = d - _joint_width(a.value - a.low, b.high - b.value, correlation)
     high = d + _joint_width(a.high - a.value, b.value - b.low, correlation)
     return Estimate(d, low, high, len(groups), few(len(groups), groups))
-
-
-def _with_pseudo_problems(errors: FloatArray) -> float:
-    """The sum of the squared errors with two more that are as large as the largest, as in the interval of a share."""
-    squares = errors**2
-    return float(squares.sum() + 2 * squares.max(initial=0.0))
 
 
 class _Share(NamedTuple):
@@ -230,8 +237,10 @@ class _Share(NamedTuple):
     high: float
 
 
-def _mean_share(correct: FloatArray, sampled: FloatArray, groups: IntArray) -> tuple[_Share, FloatArray]:
+def _mean_share(correct: FloatArray, sampled: FloatArray, groups: IntArray) -> tuple[_Share, FloatArray, float]:
     """Mean over runs of a share with its interval, and the part of each source group in its error.
+
+    The last result is the sum of the squared parts, with those of the two pseudo-problems.
 
     The mean is one share: that of the runs weighted by 1 / completions, with the same number of
     completions in each of them, their harmonic mean. The error of a run is about its own share.
@@ -245,7 +254,9 @@ def _mean_share(correct: FloatArray, sampled: FloatArray, groups: IntArray) -> t
     own = share(errors + value * weights, weights, groups=groups, samples_per_unit=per_run)
     assert own.low is not None
     assert own.high is not None
-    return _Share(value, own.low, own.high), summed_by_group(errors[:, None], groups)[:, 0]
+    parts, sizes = summed_by_group(np.stack([errors, weights], axis=1), groups).T
+    size = float(sizes.sum()) / int((sizes > 0).sum())
+    return _Share(value, own.low, own.high), parts, _with_pseudo_problems(parts**2, value, size)
 
 
 def _joint_width(a: float, b: float, correlation: float) -> float:

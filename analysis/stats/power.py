@@ -33,7 +33,7 @@ import numpy as np
 
 from analysis.stats.estimators import FloatArray, IntArray, fail_at_k
 from analysis.stats.student import t_quantile
-from analysis.stats.uncertainty import errors_over_problems, half_width, problems_alone
+from analysis.stats.uncertainty import at_least, errors_over_problems, half_width, problems_alone
 
 ALPHA, POWER = 0.05, 0.8
 _NODES_OF_PROBLEMS, NODES_OF_SEEDS = 5, 32  # the error of the power is below 0.001
@@ -118,7 +118,8 @@ def power_for(parts: Parts, design: Design, effect: float, *, alpha: float = ALP
     x, weights = chi_squared(df, _NODES_OF_PROBLEMS)
     squares = over_problems * x[:, None] * df * design.problems
     extreme = max(_extreme(over_problems * design.problems, design.problems), abs(effect))
-    error, _ = errors_over_problems(abs(effect), squares, extreme, design.problems)
+    extremes = np.sqrt(np.maximum(extreme**2, at_least(squares)))
+    error, _ = errors_over_problems(abs(effect), squares, extremes, design.problems)
     if parts.covers_seeds(design):
         y, of_seeds = chi_squared(design.seeds - 1, NODES_OF_SEEDS)
         between = (shares["seed"] + rest) * y[None, :]

@@ -8,9 +8,12 @@ values are in `stats/decisions.py`, the parts of the variance in `stats/variance
 
 Over problems, the interval is that of Student's t over the problems (or source groups) and two
 pseudo-problems: one on which B is better, one on which A is better, both by as much as on the most
-extreme problem (by 1, if A and B are equal on all problems). This is the interval of Bonett and
-Price (2012) for paired shares, with values between -1 and 1 instead of -1, 0 and 1. It has no width
-of 0, and it covers where nearly all problems are alike (tests/benchmarks/small_samples.py).
+extreme problem. This is the interval of Bonett and Price (2012) for paired shares, with values
+between -1 and 1 instead of -1, 0 and 1. Where the differences vary little, the pseudo-problems are
+more extreme, so that the interval is not narrower than that of equal differences on all problems,
+whose pseudo-problems are 1 and -1: a few problems that only A or only B solves may be absent from
+the data by chance. The interval has no width of 0, and it covers where nearly all problems are alike
+(tests/benchmarks/small_samples.py).
 
 Over problems and seeds, the runs are a crossed design: every seed meets every problem. With one
 value per seed and problem, the variance of the mean has three parts, estimated by moments:
@@ -137,14 +140,14 @@ def half_width(problems: FloatArray, seeds: FloatArray, *, df: float, num_seeds:
 
 
 def errors_over_problems(
-    estimate: float, squares: FloatArray, extreme: float, num_units: int
+    estimate: float, squares: FloatArray, extreme: float | FloatArray, num_units: int
 ) -> tuple[FloatArray, FloatArray]:
     """Standard errors below and above a mean difference over problems, with two pseudo-problems.
 
     Args:
         estimate: mean difference.
         squares: sum of the squared deviations of the units from the mean; any shape.
-        extreme: difference of a pseudo-problem; that of the other one is -extreme.
+        extreme: difference of a pseudo-problem; that of the other one is -extreme. The same shape.
         num_units: number of problems, or of source groups.
     """
     whole = num_units + 2
@@ -202,12 +205,27 @@ def of_differences(values: FloatArray, groups: IntArray | None = None) -> Uncert
 
 
 def largest_difference(values: FloatArray, groups: IntArray | None = None) -> float:
-    """The difference of a pseudo-problem: the largest size of (P,) differences; 1, if all are 0.
+    """The difference of a pseudo-problem for (P,) differences (`_extremes`)."""
+    return float(_extremes(values[:, None], groups)[0])
 
-    With source groups, it is that of the means of the groups.
+
+def _extremes(columns: FloatArray, groups: IntArray | None) -> FloatArray:
+    """The difference of a pseudo-problem for each column of (P, F) differences.
+
+    It is the largest size of a difference, or more: the squared deviations of all problems and of
+    both pseudo-problems add up to at least 2. With source groups, it is that of the means of the groups.
     """
-    sums, sizes = grouped(values[:, None], groups)
-    return float(np.abs(sums[:, 0] / sizes).max()) or 1.0
+    sums, sizes = grouped(columns, groups)
+    largest = np.abs(sums / sizes[:, None]).max(axis=0)
+    squares = np.square((sums - columns.mean(axis=0) * sizes[:, None]) / sizes.mean()).sum(axis=0)
+    extremes: FloatArray = np.sqrt(np.maximum(np.square(largest), at_least(squares)))
+    return extremes
+
+
+def at_least(squares: FloatArray) -> FloatArray:
+    """Smallest square of a pseudo-problem, for the sum of the squared deviations of the problems; any shape."""
+    least: FloatArray = 1 - squares / 2
+    return least
 
 
 def with_pseudo_problems(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, IntArray | None]:
@@ -220,9 +238,7 @@ def with_pseudo_problems(columns: FloatArray, groups: IntArray | None) -> tuple[
     Returns:
         (P + 2, F), or more rows with source groups, and the codes.
     """
-    sums, sizes = grouped(columns, groups)
-    extreme = np.abs(sums / sizes[:, None]).max(axis=0)
-    extreme[extreme == 0] = 1.0
+    extreme = _extremes(columns, groups)
     repeats, groups = pseudo_groups(groups)
     return np.concatenate([columns, *[extreme[None]] * repeats, *[-extreme[None]] * repeats]), groups
 

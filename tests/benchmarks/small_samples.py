@@ -4,8 +4,10 @@
 
 A study has 30 to 300 problems (AIME has 30) with 1 or 8 completions each. The chance that a
 completion is correct has a beta distribution with a mean of 50, 90 or 99 %, in which many problems
-are solved nearly always or never. B solves half of what A fails, or as much as A. The truth is that
-of the population of problems, in closed form.
+are solved nearly always or never. B solves half of what A fails, or as much as A. In further studies,
+of 100 to 1,000 problems with 8 completions, A never solves 0.2 to 2 % of the problems, while B solves
+them, and all others are solved nearly always by both. The truth is that of the population of
+problems, in closed form.
 
 The figures are the level of A, and the difference B - A with the interval of
 `analysis/stats/uncertainty.py`, with a percentile bootstrap, and with Student's t. A study in which
@@ -18,6 +20,7 @@ anew for each study, in both directions alike.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ from analysis.stats.uncertainty import of_differences
 from tests.benchmarks.measure import measured, print_table, report
 
 PROBLEMS, MEANS, SAMPLES, EFFECTS = (30, 100, 300), (0.5, 0.9, 0.99), (1, 8), (0.0, 0.5)
+RARE = ((100, 0.02, 0.99), (300, 0.005, 0.999), (1000, 0.002, 0.999))
+"""Problems, share of them that A never solves, chance that a completion of any other is correct."""
 CONCENTRATION = 1.0
 """Sum of the parameters of the beta distribution: the smaller, the more extreme are the problems."""
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
@@ -69,12 +74,41 @@ def coverage(
 ) -> dict[str, float]:
     """Percentage of studies whose intervals contain the truth, and the mean width of the difference in points."""
     rng = np.random.default_rng([seed, num_problems, round(1000 * mean), samples, round(10 * effect)])
-    truth = {"level": mean}
+
+    def study() -> tuple[FloatArray, FloatArray]:
+        return drawn(rng, num_problems, mean, samples, effect)
+
+    return _covered(rng, study, samples, num_studies, level=mean, difference=(1 - mean) * effect)
+
+
+def rare_coverage(
+    *, num_problems: int, lost: float, chance: float, samples: int, num_studies: int, seed: int = 1
+) -> dict[str, float]:
+    """The figures of `coverage`, where A never solves the share `lost` of problems, which B solves like all others."""
+    rng = np.random.default_rng([seed, num_problems, round(10_000 * lost), samples])
+
+    def study() -> tuple[FloatArray, FloatArray]:
+        of_a = np.where(rng.random(num_problems) < lost, 0.0, chance)
+        return rng.binomial(samples, of_a) / samples, rng.binomial(samples, chance, num_problems) / samples
+
+    return _covered(rng, study, samples, num_studies, level=(1 - lost) * chance, difference=lost * chance)
+
+
+def _covered(
+    rng: np.random.Generator,
+    study: Callable[[], tuple[FloatArray, FloatArray]],
+    samples: int,
+    num_studies: int,
+    *,
+    level: float,
+    difference: float,
+) -> dict[str, float]:
+    truth = {"level": level}
     found: dict[str, list[bool]] = {}
     widths = []
     for _ in range(num_studies):
-        for name, (low, high) in intervals(rng, *drawn(rng, num_problems, mean, samples, effect), samples).items():
-            true = truth.get(name, (1 - mean) * effect)
+        for name, (low, high) in intervals(rng, *study(), samples).items():
+            true = truth.get(name, difference)
             found.setdefault(name, []).append(low <= true <= high and high - low > 1e-12)
             widths += [high - low] if name == "difference" else []
     percent = {name: round(100 * float(np.mean(hits)), 1) for name, hits in found.items()}
@@ -119,6 +153,12 @@ def main() -> None:
             for mean in MEANS
             for n in SAMPLES
             for effect in EFFECTS
+        }
+        figures |= {
+            f"{p} problems, {100 * lost:g} % solved by B only, 8 samples": rare_coverage(
+                num_problems=p, lost=lost, chance=chance, samples=8, **common
+            )
+            for p, lost, chance in RARE
         }
         chances = {f"P(B > A), {p} problems": calibration(num_problems=p, **common) for p in PROBLEMS}
     settings = {"studies": options.studies, "seed": options.seed, "cost": cost.figures()}

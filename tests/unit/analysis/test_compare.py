@@ -102,12 +102,12 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
     """
     rng = np.random.default_rng(2)
     before = np.tile(np.where(rng.random(400) < 0.5, 0, 6), (2, 1))
-    after = before + (rng.random((2, 400)) < 0.5)
+    after = before + 2 * (rng.random((2, 400)) < 0.5)
     row = pick(compare([data(before)], [data(after)], ks=[1]), measure="pass", model="ada")
     change = ((after - before)[0] / 8).tolist()
     assert row["estimate"] == pytest.approx(statistics.fmean(change))
     # The tolerance is 4 standard errors of a quantile.
-    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(change), abs=6e-4)
+    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(change), abs=1.2e-3)
     error = statistics.stdev(change) / 400**0.5
     normal = statistics.NormalDist().inv_cdf(0.975) * error
     expected = (row["estimate"] - normal, row["estimate"] + normal)
@@ -387,9 +387,10 @@ def test_the_mean_gain_is_the_mean_of_the_gains_of_the_seeds() -> None:
         assert row["seed_sd"] == pytest.approx(0, abs=1e-12)
     row = pick(frame, seed=MEAN, measure="gain_equal_k")
     assert row["a"] == pytest.approx(gain)
-    # The best models are certain, so the interval is that of the mean of their differences.
+    # The best models are certain, so the interval is that of the mean of their differences, and of the pseudo-problems.
     per_problem = (gains(swapped)[1] - gains(c)[0]) / 2
-    expected = plain_bootstrap(per_problem.tolist())
+    extreme = (1 - per_problem.var() * len(per_problem) / 2) ** 0.5
+    expected = plain_bootstrap([*per_problem.tolist(), extreme, -extreme])
     assert (row["problems_low"], row["problems_high"]) == pytest.approx(expected, abs=2e-3)
 
 
@@ -513,8 +514,9 @@ def test_report_of_two_runs() -> None:
     a, b = data(ones(50)), data(ones(50) * 2, update={"kl_weight": 0.0})
     table = compare_report([a], [b], ks=[1])
     line = pick(table.shown, model="ada", measure="Pass@1")
-    # The pseudo-problems differ by 12.5 points too: the standard deviation is 12.5 sqrt(1 - (50 / 52)^2).
-    centre, half = 12.5 * 50 / 52, stats.t.ppf(0.975, 49) * 12.5 * (1 - (50 / 52) ** 2) ** 0.5 / 52**0.5
+    # 50 problems differ by 12.5 points, and two pseudo-problems by 100 and -100.
+    centre, variance = 12.5 * 50 / 52, (50 * 12.5**2 + 2 * 100**2) / 52 - (12.5 * 50 / 52) ** 2
+    half = stats.t.ppf(0.975, 49) * (variance / 52) ** 0.5
     difference = f"+12.5 [{centre - half:+.1f}, {centre + half:+.1f}]"
     assert (line["A"], line["B"], line["B - A"], line["note"]) == ("12.5", "25.0", difference, "")
     assert "update.kl_weight: 0.04 in A, 0.0 in B" in table.notes

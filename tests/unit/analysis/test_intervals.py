@@ -71,6 +71,16 @@ def test_effective_n_is_that_of_the_problems_and_two_pseudo_problems() -> None:
     assert sum(sizes) ** 2 / sum(size**2 for size in sizes) < found < sum(sizes)
 
 
+def test_the_variance_of_a_share_is_at_least_that_of_two_problems_that_are_never_solved() -> None:
+    values = np.ones(100)
+    values[0] = 7 / 8
+    p = float(values.mean())
+    bound = p * (1 - p) / (100 / 99 * 2 * p**2 / 100**2)
+    assert bound < 100  # so the effective number of problems is the result
+    assert effective_n(values, np.ones(100), samples_per_unit=8) == 100
+    assert effective_n(np.full(100, 0.5), np.ones(100), samples_per_unit=800) == pytest.approx(0.25 * 99 * 100 / 0.5)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_width_for_shares_of_0_and_1_counts_problems(value: float) -> None:
     got = share(np.full(150, value), samples_per_unit=8)

@@ -25,7 +25,7 @@ from analysis.stats.uncertainty import (
 )
 from analysis.stats.variance import PROBLEMS, SAMPLES, SEEDS, Split, advice, sampling_variance, split
 from tests.benchmarks.seed_coverage import CHOSEN, LEVEL, WORLDS, coverage
-from tests.benchmarks.small_samples import calibration
+from tests.benchmarks.small_samples import RARE, calibration, rare_coverage
 from tests.benchmarks.small_samples import coverage as small_coverage
 
 
@@ -117,7 +117,8 @@ def test_few_seeds_with_a_large_effect_have_the_interval_of_t_over_seeds() -> No
     half = stats.t.ppf(0.975, 2) * means.std(ddof=1) / np.sqrt(3)
     found = of_differences(values)
     assert found.interval() == pytest.approx((means.mean() - half, means.mean() + half), rel=0.01)
-    assert np.ptp(found.given_seeds.interval()) < 0.01
+    # For these seeds, there is room for a few problems that are unlike all others.
+    assert np.ptp(found.given_seeds.interval()) == pytest.approx(2 * stats.t.ppf(0.975, 499) * 2**0.5 / 502, rel=0.01)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.25, -1.0])
@@ -164,15 +165,16 @@ def test_all_problems_alike_leave_room_for_about_three_in_n() -> None:
 
 def test_pseudo_problems_of_a_bootstrap() -> None:
     columns, groups = with_pseudo_problems(np.array([[0.5, 0.0], [-0.25, 0.0]]), np.array([4, 4]))
-    # Two problems of one group with the mean 0.125; a pseudo-problem has as many rows as a group.
-    assert columns[2:].tolist() == [[0.125, 1.0]] * 2 + [[-0.125, -1.0]] * 2
+    # Two problems of one group, whose means do not vary; a pseudo-problem has as many rows as a group.
+    assert columns[2:].tolist() == [[1.0, 1.0]] * 2 + [[-1.0, -1.0]] * 2
     assert groups is not None
     assert groups.tolist() == [4, 4, 5, 5, 6, 6]
     # Groups of 4 and 3 problems: the mean size of 3.5 is rounded.
     sizes = with_pseudo_problems(np.ones((7, 1)), np.array([0, 0, 0, 0, 1, 1, 1]))[0]
     assert len(sizes) == 7 + 2 * 4
-    alone, none = with_pseudo_problems(np.array([[0.5], [-0.25]]), None)
-    assert (alone[2:].tolist(), none) == ([[0.5], [-0.5]], None)
+    alone, none = with_pseudo_problems(np.array([[0.9, 0.5], [-0.9, -0.5]]), None)
+    # The squares of both columns are 1.62 and 0.5. With the pseudo-problems they add up to 2 at least.
+    assert (alone[2:].tolist(), none) == ([[0.9, pytest.approx(0.75**0.5)], [-0.9, pytest.approx(-(0.75**0.5))]], None)
 
 
 def test_a_known_interval_keeps_its_bounds() -> None:
@@ -364,7 +366,8 @@ def test_intervals_over_problems_and_seeds_cover_the_truth(world: str, num_seeds
         population=300_000,
     )
     for name in (CHOSEN, LEVEL):
-        assert 95 - 3 * 1.26 <= found[name] <= 99.7
+        # With ten seeds the problems vary less than where two of 100 are unlike all others, for which there is room.
+        assert 95 - 3 * 1.26 <= found[name] <= (99.7 if num_seeds < 10 else 100)
     if world == "large seed effect":
         assert found["over problems only"] < 75
 
@@ -378,6 +381,23 @@ def test_intervals_of_30_problems_cover_the_truth(mean: float, samples: int) -> 
     if mean == 0.99:
         assert found["bootstrap"] < 60
         assert found["t"] < 60
+
+
+@pytest.mark.parametrize(("num_problems", "lost", "chance"), RARE)
+def test_intervals_cover_where_few_problems_are_unlike_all_others(
+    num_problems: int, lost: float, chance: float
+) -> None:
+    """Such problems are absent from some studies, whose other problems vary only a little."""
+    found = rare_coverage(num_problems=num_problems, lost=lost, chance=chance, samples=8, num_studies=400)
+    assert found["difference"] >= 93
+    assert found["level"] >= 93
+    assert found["bootstrap"] < 90
+
+
+def test_more_variation_does_not_make_an_interval_narrower() -> None:
+    equal, one_differs = np.zeros((1, 100)), np.zeros((1, 100))
+    one_differs[0, 0] = 1 / 28
+    assert np.ptp(of_differences(one_differs).interval()) >= np.ptp(of_differences(equal).interval())
 
 
 def test_the_chance_that_b_is_better_is_right() -> None:
