@@ -160,14 +160,14 @@ def _score_sums(rows: pl.DataFrame, *, of: pl.Expr) -> _Sums:
     }
     of_rows = rows.group_by(model="of").agg(_sum(measure, value) for measure, value in values.items())
     all_zero = (pl.col("explore") == 0).all()
+    problems = rows.group_by("of", "problem_id").agg(all_zero=all_zero)
+    of_problems = problems.group_by(model="of").agg(_sum("explore/all_zero_share", pl.col("all_zero")))
     # A model whose completions of a problem are all pushed down learns only what not to write.
     only_negative = (pl.col("advantage") < 0).all()
-    problems = rows.group_by("of", "problem_id").agg(all_zero=all_zero, only_negative=only_negative)
-    shares = {"advantage/only_negative_share": "only_negative", "explore/all_zero_share": "all_zero"}
-    of_problems = problems.group_by(model="of").agg(_sum(measure, pl.col(name)) for measure, name in shares.items())
     # With a baseline per model, one model may have a signal where another has none. So the team has a share of pairs.
-    pairs = rows.group_by("of", "model", "problem_id").agg(pl.col("zero_signal").all())
-    of_pairs = pairs.group_by(model="of").agg(_sum("advantage/zero_signal_share", pl.col("zero_signal")))
+    pairs = rows.group_by("of", "model", "problem_id").agg(pl.col("zero_signal").all(), only_negative=only_negative)
+    shares = {"advantage/only_negative_share": "only_negative", "advantage/zero_signal_share": "zero_signal"}
+    of_pairs = pairs.group_by(model="of").agg(_sum(measure, pl.col(name)) for measure, name in shares.items())
     return _by_measure(of_rows) | _by_measure(of_problems) | _by_measure(of_pairs)
 
 

@@ -83,7 +83,7 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
             [abs(row["team_pass_advantage"]) for row in rows if row["team_pass_advantage"] is not None]
         ),
         "advantage/only_negative_share": mean(
-            [float(all(r["advantage"] < 0 for r in rows if r["problem_id"] == p)) for p in problems]
+            [float(all(r["advantage"] < 0 for r in rows if (r["model"], r["problem_id"]) == pair)) for pair in pairs]
         ),
         "length/mean": of("num_completion_tokens"),
         "length/max": float(max(row["num_completion_tokens"] for row in rows)),
@@ -99,6 +99,13 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
 def test_score_points(seed: int) -> None:
     rows = random_scores(seed, iteration=1, problems=range(6))
     assert score_points(pl.DataFrame(rows, schema=SCORES.schema)) == pytest.approx(reference(rows))
+
+
+def test_a_model_whose_advantages_are_all_negative_counts_in_the_share_of_the_team() -> None:
+    """The advantages of a problem add up to 0 over the team, so they are never all negative."""
+    of = {"ada": (-1.0, -2.0), "bob": (1.0, 2.0)}
+    rows = [score(model=m, sample_index=s, advantage=a) for m, own in of.items() for s, a in enumerate(own)]
+    assert score_points(pl.DataFrame(rows, schema=SCORES.schema))["advantage/only_negative_share"] == 0.5
 
 
 def test_nothing_to_average_is_none() -> None:
