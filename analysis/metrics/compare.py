@@ -38,6 +38,7 @@ from analysis.stats.uncertainty import (
     over_seeds,
     pseudo_groups,
 )
+from core_hpc.common.errors import InputError
 
 MEAN = "mean"
 OVER_BOTH = "interval over problems and seeds"
@@ -134,9 +135,17 @@ def compare(
 
 
 def margin_of(runs: Sequence[RunData]) -> float:
-    """The margin of equivalence that the runs declare; `MARGIN` if they declare none."""
-    declared = [data.config.analysis.margin for data in runs if data.config is not None]
-    return declared[0] if declared else MARGIN
+    """The margin of equivalence that the runs declare; `MARGIN` if they declare none, or this one.
+
+    Raises:
+        InputError: two runs declare different margins.
+    """
+    declared = {data.config.analysis.margin: data.path for data in runs if data.config is not None}
+    declared.pop(MARGIN, None)
+    if len(declared) > 1:
+        where = ", ".join(f"{margin:g} in {path}" for margin, path in sorted(declared.items()))
+        raise InputError(f"the runs declare different margins of equivalence (analysis.margin): {where}; give --margin")
+    return next(iter(declared), MARGIN)
 
 
 def decided(frame: pl.DataFrame, margin: float) -> pl.DataFrame:

@@ -117,15 +117,20 @@ def check_one_configuration(name: str, side: Sequence[RunData]) -> None:
 
 
 def primary_of(a: Sequence[RunData], b: Sequence[RunData]) -> PrimarySection | None:
-    """The primary comparison that the runs declare, if A and B are its arms in any order; else None."""
-    declared = [data.config.analysis.primary for data in (*a, *b) if data.config is not None]
-    primary = next((p for p in declared if p is not None), None)
-    if primary is None or not a or not b:
+    """The primary comparison that the runs declare, whose arms are A and B in any order; else None.
+
+    If two different ones are declared for these arms, none of them is primary, so all tests are corrected.
+    """
+    if not a or not b:
         return None
     of_a, of_b = common_names(a), common_names(b)
-    first, second = primary.arms
-    is_declared = (first in of_b and second in of_a) or (first in of_a and second in of_b)
-    return primary if is_declared else None
+    found: list[PrimarySection] = []
+    for primary in (data.config.analysis.primary for data in (*a, *b) if data.config is not None):
+        if primary is not None and primary not in found:
+            first, second = primary.arms
+            if (first in of_b and second in of_a) or (first in of_a and second in of_b):
+                found.append(primary)
+    return found[0] if len(found) == 1 else None
 
 
 def is_primary(row: Mapping[str, Any], primary: PrimarySection) -> bool:

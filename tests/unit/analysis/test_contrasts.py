@@ -14,13 +14,15 @@ import pytest
 from analysis.counts.counts import ANSWERS
 from analysis.counts.load import RunData
 from analysis.metrics.arms import arms_of, arms_report, arms_table
-from analysis.metrics.compare import MEAN, compare
+from analysis.metrics.compare import MEAN, compare, margin_of
 from analysis.metrics.compare_table import compare_report
 from analysis.metrics.contrasts import CONTRASTS_TABLE, arms_among, contrasts_report, contrasts_table
 from analysis.metrics.fields import grouped, varied_fields
+from analysis.metrics.pairs import primary_of
 from analysis.metrics.variance import VARIANCE_TABLE, variance_report, variance_table
 from analysis.stats.decisions import holm
 from core_hpc.common.errors import InputError
+from core_hpc.config.analysis import AnalysisSection
 from tests.support.analysis_data import config, counts_frame, pick
 
 PRIMARY = {"arms": ["core", "alone"], "metric": "team_pass@2"}
@@ -286,6 +288,34 @@ def test_verdicts_use_the_margin_of_the_sweep() -> None:
     assert pick(narrow, measure="pass", model="ada", k=1)["verdict"] == "not resolved"
     better = compare([run("core", 1, c)], [run("alone", 1, np.minimum(8, c + 2))], ks=[1])
     assert pick(better, measure="pass", model="ada", k=1)["verdict"] == "different"
+
+
+def with_analysis(data: RunData, **fields: Any) -> RunData:
+    assert data.config is not None
+    return replace(data, config=data.config.model_copy(update={"analysis": AnalysisSection.model_validate(fields)}))
+
+
+def test_the_margin_does_not_depend_on_the_order_of_the_runs() -> None:
+    """A sweep file without a margin declares none."""
+    declared, other, silent = (
+        with_analysis(run("core", 1, [[1]] * 2), **fields) for fields in ({"margin": 0.03}, {"margin": 0.01}, {})
+    )
+    assert margin_of([silent, declared]) == margin_of([declared, silent]) == 0.03
+    assert margin_of([silent]) == 0.02
+    with pytest.raises(InputError, match=r"analysis\.margin\): 0\.01 in .*, 0\.03 in .*; give --margin"):
+        margin_of([declared, other])
+
+
+def test_the_primary_comparison_does_not_depend_on_the_order_of_the_runs() -> None:
+    """The sweep of A declares a comparison with a third arm, that of B one with A."""
+    a = with_analysis(run("alone", 1, [[1]] * 2), primary={"arms": ["alone", "old"], "metric": "team_pass@1"})
+    b = with_analysis(run("core", 1, [[1]] * 2), primary={"arms": ["core", "alone"], "metric": "team_pass@2"})
+    for sides in (([a], [b]), ([b], [a])):
+        primary = primary_of(*sides)
+        assert primary is not None
+        assert primary.metric == "team_pass@2"
+    another = with_analysis(a, primary={"arms": ["core", "alone"], "metric": "team_pass@1"})
+    assert primary_of([another], [b]) is primary_of([b], [another]) is None
 
 
 # --- parts of the variance -----------------------------------------------------------------------
