@@ -123,11 +123,14 @@ def expected_samples(config: RunConfig) -> dict[str, pl.Expr]:
 def whole(num_expected: pl.Expr) -> pl.Expr:
     """Whether the sample indices of a problem are 0 .. n-1, with n = `num_expected`.
 
-    The expression needs the columns n, last_index and sum_index of a tally. It compares the number,
-    the maximum and the sum of the indices. A missing or duplicated row changes at least one of them.
+    The expression needs the columns n, last_index, sum_index and sum_squares of a tally. It compares the
+    number, the maximum, the sum and the sum of squares of the indices. A missing or duplicated row changes
+    at least one of them.
     """
     right_sum = pl.col("sum_index") == num_expected * (num_expected - 1) // 2
-    return (pl.col("n") == num_expected) & (pl.col("last_index") == num_expected - 1) & right_sum
+    right_squares = pl.col("sum_squares") == num_expected * (num_expected - 1) * (2 * num_expected - 1) // 6
+    last = pl.col("last_index") == num_expected - 1
+    return (pl.col("n") == num_expected) & last & right_sum & right_squares
 
 
 def with_expected(tally: pl.DataFrame, expected: pl.DataFrame) -> pl.DataFrame:
@@ -174,7 +177,7 @@ def _finding(what: str, row: dict[str, Any], names: Sequence[str], *, twice: boo
 
 def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
     """Find problems whose sample indices are not exactly those that the configuration asks for."""
-    totals = [pl.col("n", "sum_index").sum(), pl.col("last_index").max()]
+    totals = [pl.col("n", "sum_index", "sum_squares").sum(), pl.col("last_index").max()]
     found = []
     for phase, num_expected in expected_samples(config).items():
         rows = own.filter(pl.col("phase") == phase)

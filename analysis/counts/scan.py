@@ -52,6 +52,7 @@ TALLIED = {
     **FIGURES,
     "last_index": pl.col("sample_index").max(),
     "sum_index": pl.col("sample_index").cast(pl.Int64).sum(),
+    "sum_squares": (pl.col("sample_index").cast(pl.Int64) ** 2).sum(),
 }
 _READ = list(dict.fromkeys((*TALLY_KEYS, *ROW_COLUMNS, *ANSWER_KEYS)))
 TALLY = pl.Schema(

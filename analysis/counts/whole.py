@@ -66,7 +66,7 @@ def count_whole(
 
 def _totals(rows: pl.DataFrame) -> pl.DataFrame:
     """Combine the rows of a problem, hinted or not."""
-    return rows.group_by("problem_id").agg(pl.col("n", "sum_index").sum(), pl.col("last_index").max())
+    return rows.group_by("problem_id").agg(pl.col("n", "sum_index", "sum_squares").sum(), pl.col("last_index").max())
 
 
 def count_answers_of_whole(shards: Sequence[Shard]) -> pl.DataFrame | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from analysis.counts import cache, tasks
 from analysis.counts.answers import with_answers
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
+from analysis.counts.integrity import whole
 from analysis.counts.load import RunData, keep_counts, load_run
 from analysis.counts.scan import Shard, damage
 from analysis.metrics.rescue import rescue_table
@@ -245,6 +247,15 @@ FAULTS = [
         "t1",
     ),
 ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_only_each_index_once_is_whole(n: int) -> None:
+    """All multisets of n of the indices, such as 0, 0, 3, 3 with the sum of 0, 1, 2, 3."""
+    for indices in combinations_with_replacement(range(n), n):
+        squares = sum(i * i for i in indices)
+        tally = {"n": [n], "last_index": [indices[-1]], "sum_index": [sum(indices)], "sum_squares": [squares]}
+        assert pl.DataFrame(tally).select(whole(pl.lit(n))).item() is (indices == tuple(range(n)))
 
 
 @pytest.mark.parametrize(("key", "change", "message", "problem"), FAULTS, ids=[fault[2] for fault in FAULTS])
