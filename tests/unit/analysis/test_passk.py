@@ -130,7 +130,7 @@ def test_difference_is_paired_by_problem() -> None:
     """
     rng = np.random.default_rng(2)
     before = np.tile(np.where(rng.random(200) < 0.5, 0, 6), (2, 1))
-    after = before + (rng.random((2, 200)) < 0.5)
+    after = before + 2 * (rng.random((2, 200)) < 0.5)
     counts = pl.concat([counts_frame(8, before), counts_frame(8, after, iteration=3)])
     row = pick(before_after_table(counts, ks=[1]), when="difference", measure="pass", model="ada")
     assert row["iteration"] == 3
