@@ -190,13 +190,21 @@ def learning_report(
     notes = [
         "area: area under the curve / iterations that it spans (mean height); gain: area - level of iteration 0, paired"
     ]
-    notes += [*_seed_notes(visible), *note_counts(visible["note"])]
+    notes += [*_problem_notes(visible), *_seed_notes(visible), *note_counts(visible["note"])]
     if not frame.height:
         notes = ["no evaluation of all models is published yet"]
     table = laid_out([*lead, "measure", *names, "area", "area gain"], shown)
     return ReportTable(
         "learning", title, frame, table, notes, starts=group_starts([row[: len(lead) - 1] for row in shown])
     )
+
+
+def _problem_notes(visible: pl.DataFrame) -> list[str]:
+    """The number of problems of each arm, if they differ: then the levels of the arms cannot be compared."""
+    sizes = visible.group_by("arm", maintain_order=True).agg(pl.col("num_problems").max()).rows()
+    if len({size for _, size in sizes}) < 2:
+        return []
+    return [f"WARNING: the arms are on different problems: {', '.join(f'{arm} on {size}' for arm, size in sizes)}"]
 
 
 def _seed_notes(visible: pl.DataFrame) -> list[str]:

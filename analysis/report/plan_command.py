@@ -15,7 +15,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable
 from analysis.metrics.learning import LEARNING_TABLE, learning_report, learning_table
-from analysis.metrics.pairs import when
+from analysis.metrics.pairs import check_same_problems, when
 from analysis.metrics.passk import TEAM, default_ks
 from analysis.metrics.pilot import CORRELATION, SPREAD, pilot_of_rates, pilot_of_runs
 from analysis.metrics.plan import Wanted, designs_of, plan_report, plan_table
@@ -107,12 +107,19 @@ def plan(args: argparse.Namespace, load: Load) -> ReportTable:
 
 
 def learning(args: argparse.Namespace, load: Load) -> ReportTable:
-    """Run the command `learning`: the runs of each folder are the seeds of one configuration."""
+    """Run the command `learning`: the runs of each folder are the seeds of one configuration.
+
+    Raises:
+        InputError: a held-out problem differs between two runs, or a folder has several configurations.
+    """
+    everything: list[RunData] = []
     frames = [pl.DataFrame(schema=LEARNING_TABLE)]
     at_start: dict[str, None] = {}
     for name, folder in folder_names(args.folders).items():
         runs = load([folder])
+        everything += runs
         ks = args.k or default_ks(min((data.num_samples for data in runs), default=1))
         frames.append(learning_table(runs, ks=ks, arm=name))
         at_start |= dict.fromkeys(when(data, 0) for data in runs)
+    check_same_problems(everything)
     return learning_report(pl.concat(frames), at_start=" or ".join(at_start))

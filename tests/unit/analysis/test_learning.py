@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,27 @@ def test_report_shows_an_arm_with_one_run_beside_one_with_several() -> None:
     ]
 
 
+def test_arms_on_different_problems_are_named() -> None:
+    rng = np.random.default_rng(6)
+    counts = {i: rng.integers(0, 5, (2, 40)) for i in (0, 5)}
+    some = counts | {5: counts[5][:, :30]}
+    arms = {"whole": run(1, counts), "part": run(1, some)}
+    frame = pl.concat(learning_table([own], ks=[1], arm=name) for name, own in arms.items())
+    warning = "WARNING: the arms are on different problems: whole on 40, part on 30"
+    assert warning in learning_report(frame).notes
+    assert not any("WARNING" in note for note in learning_report(frame.filter(arm="part")).notes)
+
+
+def test_arms_with_other_questions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder, question in zip(folders, ("What?", "Why?"), strict=True):
+        line = {"problem": "p0", "model": "ada", "sample": 0, "question": question, "answer": "2", "gold": "2"}
+        (tmp_path / "lines.jsonl").write_text(json.dumps({**line, "text": "#### 2"}) + "\n")
+        assert main(["import", str(tmp_path / "lines.jsonl"), "--out", str(folder)]) == 0
+    assert main(["learning", *map(str, folders)]) != 0
+    assert "problem 'p0' is not the same in two runs" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(full_run(tmp_path / sweep / "run-1").parent) for sweep in ("one", "two")]
     assert main(["learning", *folders, "--k", "1", "--format", "csv"]) == 0
@@ -164,7 +186,7 @@ def test_the_last_level_is_that_of_the_arm(num_seeds: int, copies: int) -> None:
 def test_the_gain_of_two_evaluations_is_half_the_difference_of_the_comparison() -> None:
     """With two evaluations, the area above the untrained models is half of the last change."""
     rng = np.random.default_rng(8)
-    runs = [run(s, {0: rng.binomial(4, 0.4, (2, 120)), 3: rng.binomial(4, 0.5 + 0.05 * s, (2, 120))}) for s in range(3)]
+    runs = [run(s, {0: rng.binomial(4, 0.4, (2, 400)), 3: rng.binomial(4, 0.5 + 0.05 * s, (2, 400))}) for s in range(3)]
     gain = pick(learning_table(runs, ks=[1]), seed="mean", measure="pass", model="ada", figure="area_gain")
     change = pick(compare(runs, runs, ks=[1], iterations=(0, 3)), seed="mean", measure="pass", model="ada")
     for column in ("estimate", "low", "high"):
