@@ -477,7 +477,7 @@ def test_the_update_uses_the_temperature_with_which_its_model_sampled() -> None:
 
 def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path: Path) -> None:
     PLAIN.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     train, evaluation = (pl.DataFrame({"problem_id": ["p"], "question": [q]}) for q in ("3 + 4?", "5 + 6?"))
     splits: Any = SimpleNamespace(train=train, evaluation=evaluation, examples=None)
     resolved: Any = SimpleNamespace(folder=tmp_path, max_context_tokens=10**6)
