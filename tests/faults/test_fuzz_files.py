@@ -22,6 +22,7 @@ from analysis.counts.load import load_run
 from core_hpc import cancel
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.common.terminal import PlainConsole
+from core_hpc.controller import cancellation
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Start
@@ -94,7 +95,7 @@ def show_status(sweep: Path) -> None:
 
 def cancel_all(sweep: Path) -> None:
     """Cancel a sweep that has no job in the queue."""
-    with mock.patch.multiple(cancel, WAIT_S=0.0, POLL_S=0.0):
+    with mock.patch.multiple(cancellation, WAIT_S=0.0, POLL_S=0.0):
         cancel.cancel_sweep(sweep, FakeSlurm(), PlainConsole(file=io.StringIO()))
 
 
