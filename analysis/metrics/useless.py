@@ -6,6 +6,7 @@ an arm whose completions are cut more often can be worse only for that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -27,31 +28,31 @@ Evaluations = Mapping[str, Sequence[tuple[RunData, int]]]
 
 def useless_notes(arms: Evaluations) -> list[str]:
     """The shares of useless completions by arm and model, if one is large or if the arms differ in them."""
-    sums = {arm: _sums(evaluations) for arm, evaluations in arms.items()}
+    of_arm = {arm: useless_shares(evaluations) for arm, evaluations in arms.items()}
     notes = []
     for column, what in (USELESS | _TIMEOUT).items():
-        shares = {
-            arm: {model: row[column] / row["n"] for model, row in own.items() if row["n"]} for arm, own in sums.items()
-        }
+        shares = {arm: own[column] for arm, own in of_arm.items()}
         known = [share for own in shares.values() for share in own.values()]
         models = dict.fromkeys(model for own in shares.values() for model in own)
         of_model = [[own[model] for own in shares.values() if model in own] for model in models]
         if known and (max(known) > MUCH_USELESS or max(max(own) - min(own) for own in of_model) > MUCH_APART):
-            by_arm = [
-                f"{arm}: {', '.join(f'{model} {100 * share:.1f}' for model, share in own.items())}"
-                for arm, own in shares.items()
-            ]
+            by_arm = [f"{arm}: {percent_by_model(own)}" for arm, own in shares.items()]
             notes.append(f"WARNING: completions {what} (percent): {'; '.join(by_arm)}")
     return notes
 
 
-def _sums(evaluations: Sequence[tuple[RunData, int]]) -> dict[str, dict[str, int]]:
-    """The sums of the counts of each model over the runs of an arm."""
-    found: dict[str, dict[str, int]] = {}
+def percent_by_model(shares: Mapping[str, float]) -> str:
+    """The shares of models as text, in percent."""
+    return ", ".join(f"{model} {100 * share:.1f}" for model, share in shares.items())
+
+
+def useless_shares(evaluations: Sequence[tuple[RunData, int]]) -> dict[str, dict[str, float]]:
+    """Shares of useless completions, over all these evaluations: by column of the counts, then by model."""
+    columns = (*USELESS, *_TIMEOUT)
+    sums: dict[str, Counter[str]] = {}
     for data, iteration in evaluations:
         here = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == iteration)
         for model in data.models:
-            own = here.filter(pl.col("model") == model).select("n", *USELESS, *_TIMEOUT).sum().row(0, named=True)
-            before = found.get(model, {})
-            found[model] = {name: number + before.get(name, 0) for name, number in own.items()}
-    return found
+            own = here.filter(pl.col("model") == model).select("n", *columns).sum().row(0, named=True)
+            sums.setdefault(model, Counter()).update(own)
+    return {column: {model: own[column] / own["n"] for model, own in sums.items() if own["n"]} for column in columns}

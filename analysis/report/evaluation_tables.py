@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts.counts import panel
+from analysis.counts.counts import Panel, panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import (
     KIND,
@@ -93,10 +93,14 @@ def evaluations(data: RunData) -> dict[int, str]:
     return {iteration: name for iteration, name in zip((before, after), names, strict=True) if iteration is not None}
 
 
-def left_out(data: RunData) -> list[str]:
-    """Messages about the problems that are left out of the evaluations that are shown; empty when there are none."""
-    panels = {i: panel(data.counts, models=data.models, iteration=i) for i in evaluations(data)}
-    return [f"evaluation {i}: {p.note}" for i, p in panels.items() if p.note]
+def panels(data: RunData) -> dict[int, Panel]:
+    """The panels of the evaluations that are shown, by their iteration."""
+    return {i: panel(data.counts, models=data.models, iteration=i) for i in evaluations(data)}
+
+
+def left_out(shown: Mapping[int, Panel]) -> list[str]:
+    """Messages about the problems that are left out of these evaluations; empty when there are none."""
+    return [f"evaluation {i}: {p.note}" for i, p in shown.items() if p.note]
 
 
 def evaluated(data: RunData) -> pl.DataFrame:

@@ -6,7 +6,6 @@ tables.
 
 from __future__ import annotations
 
-from analysis.counts.counts import panel
 from analysis.counts.load import RunData
 from analysis.metrics.useless import MUCH_USELESS
 from analysis.report import evaluation_tables
@@ -40,9 +39,9 @@ def warnings_of(data: RunData) -> list[str]:
 
 def _evaluation_warnings(data: RunData) -> list[str]:
     """Messages about problems that are left out, and about few problems, of one set of the evaluation."""
-    found = evaluation_tables.left_out(data)
-    for iteration in evaluation_tables.evaluations(data):
-        p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
+    panels = evaluation_tables.panels(data)
+    found = evaluation_tables.left_out(panels)
+    for iteration, p in panels.items():
         if p.num_problems < FEW_PROBLEMS:
             found.append(
                 f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; "

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.counts.counts import panel
 from analysis.counts.load import RunData
 from analysis.layout.formats import table_text, to_markdown
 from analysis.layout.tables import ReportTable
@@ -130,15 +129,14 @@ def write_table(table: ReportTable, folder: Path) -> None:
 
 def report_lead(data: RunData) -> str:
     """One sentence about the content of the report."""
-    named = evaluation_tables.evaluations(data)
-    panels = [panel(data.counts, models=data.models, iteration=iteration) for iteration in named]
-    fewest = min(panels, key=lambda p: p.num_problems, default=None)
+    panels = evaluation_tables.panels(data)
+    fewest = min(panels.values(), key=lambda p: p.num_problems, default=None)
     size = f"{fewest.num_problems:,}" if fewest is not None else "0"
     if fewest is not None and fewest.num_left_out:
         size = f"{size} of {fewest.num_problems + fewest.num_left_out:,}"
     if data.config is None:
         return f"Imported predictions of {', '.join(data.models)} on {size} problems."
-    at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in named)
+    at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in panels)
     at = "without training" if data.only_evaluates else at
     evaluated = f"evaluated {at} on {size} held-out problems" if panels else "not evaluated yet"
     team = ", ".join(data.models)

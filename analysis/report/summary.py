@@ -17,8 +17,8 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.contrasts import arms_among
-from analysis.metrics.useless import MUCH_USELESS, USELESS
-from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, left_out, missing
+from analysis.metrics.useless import MUCH_USELESS, USELESS, percent_by_model, useless_shares
+from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, left_out, missing, panels
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
@@ -40,7 +40,8 @@ def summary_table(data: RunData) -> ReportTable:
             measure = f"Pass@{depth} ({depth * len(data.models)} candidates)"
             shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
         shown += _overlap_rows(data)
-    notes = [*missing(data), *(f"WARNING: {line}" for line in left_out(data)), METHOD_NOTE, *_useless_notes(data)]
+    gaps = [f"WARNING: {line}" for line in left_out(panels(data))]
+    notes = [*missing(data), *gaps, METHOD_NOTE, *_useless_notes(data)]
     num_problems = scores["num_problems"].min() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(
@@ -115,23 +116,21 @@ def _best_single(scores: pl.DataFrame, whens: Sequence[str]) -> list[tuple[str, 
     return [(f"best single model Pass@{size} ({size} candidates)", " → ".join(levels))]
 
 
-def _latest_counts(data: RunData) -> pl.DataFrame:
-    """The counts of the latest evaluation; empty if none is published."""
-    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
-    return data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+def _latest(data: RunData) -> int | None:
+    """The iteration of the latest evaluation; None if none is published."""
+    return next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
 
 
 def _useless_notes(data: RunData) -> list[str]:
     """The shares of truncated and of unanswered completions in the latest evaluation, by model."""
-    rows = _latest_counts(data)
-    sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *USELESS).sum()).iter_rows(named=True)}
+    latest = _latest(data)
+    shares = {} if latest is None else useless_shares([(data, latest)])
     notes = []
     for column, what in USELESS.items():
-        shares = {model: sums[model][column] / sums[model]["n"] for model in data.models if model in sums}
-        if shares:
-            by_model = ", ".join(f"{model} {100 * share:.1f}" for model, share in shares.items())
-            warning = "WARNING: " if max(shares.values()) > MUCH_USELESS else ""
-            notes.append(f"{warning}{what} in the latest evaluation (percent): {by_model}")
+        of_model = shares.get(column)
+        if of_model:
+            warning = "WARNING: " if max(of_model.values()) > MUCH_USELESS else ""
+            notes.append(f"{warning}{what} in the latest evaluation (percent): {percent_by_model(of_model)}")
     return notes
 
 
@@ -219,7 +218,7 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
     ]
     notes = [
         "gain at matched budget: team Pass@1 of N models - Pass@N of the best model, in percentage points",
-        *(f"WARNING: {data.name}: {line}" for data in runs for line in left_out(data)),
+        *(f"WARNING: {data.name}: {line}" for data in runs for line in left_out(panels(data))),
         METHOD_NOTE,
     ]
     title = "Latest evaluation of every run (percent)"
@@ -230,7 +229,7 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
 
 def _headline(data: RunData) -> pl.DataFrame:
     """The estimates of a run's line: figure, iteration, model and `ESTIMATE_COLUMNS`."""
-    counts = _latest_counts(data)
+    counts = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(_latest(data), pl.Int32))
     scores = passk.pass_at_k_table(counts, ks=[1], models=data.models, teams=[])
     singles = scores.filter(pl.col("measure") == passk.PASS).sort("estimate", descending=True, nulls_last=True).head(1)
     gains = passk.gain_table(counts, ks=[1], models=data.models)
