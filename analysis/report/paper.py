@@ -1,9 +1,9 @@
 """Tables for a paper: what the commands print with `--format latex`.
 
 The input is the `RunData` of runs. The output is the tables of the report, with its names and in
-percent, one per run. Their captions name a run without the hash of its configuration, and its sweep if
-there are several. The tidy
-tables, with one estimate per row, are in the other formats of the commands.
+percent, one per run. Their captions name a run without the hash of its configuration, and its sweep
+if there are several. The tidy tables, with one estimate per row, are in the other formats of the
+commands.
 """
 
 from __future__ import annotations

@@ -127,9 +127,9 @@ class RunConfig(Section):
     def warmup_of(self, model: ModelSection) -> WarmupSection | None:
         """The warm-up of a model, with the seed that it has in this run."""
         section = model.warmup
-        return (
-            section if section is None or section.seed is not None else section.model_copy(update={"seed": self.seed})
-        )
+        if section is None or section.seed is not None:
+            return section
+        return section.model_copy(update={"seed": self.seed})
 
     def sampling_of(self, model: ModelSection, phase: str) -> SamplingSection:
         """How a model samples in a phase: its own settings, else those of the team."""

@@ -3,16 +3,15 @@
 In: tasks that are ready. Out: events. The drivers `arrays` and `resident` differ only in which
 tasks go into a job; this is decided by a `Packing` strategy. Records are in `slurm/records.py`,
 submissions in `slurm/submit.py`, sbatch in `slurm/sbatch.py`, looking at jobs in `slurm/watch.py`,
-and changes before another attempt in `slurm/remedies.py`. If this process dies, its successor
-continues from the records.
+their ends in `slurm/endings.py`, and changes before another attempt in `slurm/remedies.py`. If this
+process dies, its successor continues from the records.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from core_hpc.common.errors import FULL_DISK, InputError
@@ -22,7 +21,8 @@ from core_hpc.runs.events import Done, Event, Failed, Progressed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Adopted
-from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
+from core_hpc.slurm.endings import Endings
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
@@ -35,8 +35,6 @@ from core_hpc.slurm.watch import OpenSubmission, Sighting, SightingKind, Watch
 from core_hpc.store.paths import TaskKey
 
 REFUSED_WAIT_S = 30.0
-TIDY_AFTER_S = 600.0
-"""How long after the end of a submission its jobs may still write their last status."""
 MAX_ODD_REFUSALS = 5
 """After so many refusals in a row that are not understood or contradict the queue, a run stops."""
 NO_LIMIT = 1_000_000
@@ -78,20 +76,15 @@ class SlurmExecutor:
         self._stop_requested = stop_requested
         self._notices = Notices(notify)
         self._watch = Watch(slurm, lost_after_s=cluster.slurm.lost_after_s, notices=self._notices)
+        self._endings = Endings(slurm, packing, self._watch)
         self._remedies = Remedies(cluster.slurm, slurm, notify)
         self._pace = Pace(cluster.slurm.poll_s)
         self._events: list[Event] = []
-        self._changed: list[OpenSubmission] = []
-        """Submissions whose records must be written."""
         self._refused_until: dict[PhaseGroup, float] = {}
         self._most: dict[PhaseGroup, int] = {}
         """How many elements the next array may have, after a refusal because of a limit. How much room is left under a
         limit that others fill is not known, so it is halved then, and doubled when sbatch takes an array."""
         self._num_odd_refusals = 0
-        self._closed: deque[tuple[float, OpenSubmission]] = deque()
-        """Submissions that this process has closed, with the time, until their temporary files are removed."""
-        self._unwanted: list[tuple[OpenSubmission, Outcome]] = []
-        """Submissions of stopped runs with elements that may have to be cancelled, and the outcome of these."""
 
     # --- schedule.base.Executor ------------------------------------------------------------------
 
@@ -141,8 +134,8 @@ class SlurmExecutor:
             self._require_claim()  # the wait was long enough for another controller to take the sweep
             for sighting in self._watch.look():
                 self._handle(sighting)
-            self._end_unwanted()
-            self._tidy()
+            self._endings.settle()
+            self._endings.tidy()
         events, self._events = self._events, []
         self._pace.adapt(moved=any(not isinstance(event, Progressed) for event in events))
         return events
@@ -155,36 +148,8 @@ class SlurmExecutor:
         outcome = Outcome(OutcomeKind.ABANDONED, why.partition("\n")[0], counted=False)
         items = [item for item in self._watch.open if item.run.run_id == run.run_id]
         given_up = [task for item in items for i in item.submission.unresolved for task in item.tasks_left(i)]
-        for item in items:
-            self._watch.open.remove(item)
-            if item.submission.job is not None:  # else SLURM may have taken it: the next start looks at its record
-                self._unwanted.append((item, outcome))
-        with contextlib.suppress(OSError):  # the next look writes the records
-            self._end_unwanted()
+        self._endings.abandon(items, outcome)
         return given_up
-
-    def _end_unwanted(self) -> None:
-        """Cancel what stopped runs left with SLURM, and write the changed records."""
-        if self._unwanted:
-            with contextlib.suppress(SlurmUnavailableError):
-                queue = {entry.id: entry for entry in self._slurm.queue()}
-                while self._unwanted:
-                    self._end(*self._unwanted[-1], queue)
-                    self._unwanted.pop()
-        self._write_records()
-
-    def _end(self, item: OpenSubmission, outcome: Outcome, queue: Mapping[JobId, QueueEntry]) -> None:
-        submission = item.submission
-        jobs = {index: submission.job_id(index) for index in submission.unresolved}
-        # SLURM may have given an id again.
-        found = {i: e for i, job in jobs.items() if job is not None and (e := queue.get(job)) is not None}
-        active = {i: e for i, e in found.items() if e.name == submission.name and e.active}
-        item.running = {i for i, e in active.items() if e.state != "PENDING"}
-        useless = [index for index in jobs if self._packing.ends_with_its_run(item, index)]
-        if cancelled := [active[index].id for index in useless if index in active]:
-            self._slurm.cancel(cancelled)
-        for index in useless:
-            self._record(item, index, outcome)
 
     def close(self) -> None:
         """Jobs continue without a controller."""
@@ -352,7 +317,7 @@ class SlurmExecutor:
         elif sighting.kind == SightingKind.COMPLETE:
             if self._remedies.counts_failures and (status := item.status(index)) is not None:
                 self._remedies.succeeded(status.node)
-            self._record(item, index, Outcome(OutcomeKind.DONE, counted=False))
+            self._endings.record(item, index, Outcome(OutcomeKind.DONE, counted=False))
         elif sighting.kind == SightingKind.ENDED:
             assert sighting.outcome is not None
             if index not in item.submission.outcomes:  # a look that was repeated sees it again
@@ -371,29 +336,4 @@ class SlurmExecutor:
         self._remedies.failed(ref, outcome)
         self._events += self._packing.ended(item, index, outcome)
         if item in self._watch.open:
-            self._record(item, index, outcome)
-
-    def _record(self, item: OpenSubmission, index: int, outcome: Outcome) -> None:
-        item.folder.resolve(item.submission, index, outcome)
-        # A complete element is known from its publications, so its record need not be written yet.
-        if outcome.kind != OutcomeKind.DONE or item.submission.is_resolved:
-            self._changed.append(item)
-
-    def _write_records(self) -> None:
-        """Write every changed record once, since many elements of an array may end at once."""
-        for item in dict.fromkeys(self._changed):
-            if not item.submission.is_resolved:
-                item.folder.write(item.submission)
-            else:
-                item.folder.close(item.submission)
-                self._closed.append((time.monotonic(), item))
-                if item in self._watch.open:  # not, if another record failed after this one was closed
-                    self._watch.open.remove(item)
-        self._changed = []
-
-    def _tidy(self) -> None:
-        """Remove temporary files of ended submissions. A long sweep would collect more than one per job."""
-        while self._closed and time.monotonic() - self._closed[0][0] > TIDY_AFTER_S:
-            _, item = self._closed.popleft()
-            with contextlib.suppress(OSError):  # the next start removes them
-                item.folder.tidy_one(item.submission.name)
+            self._endings.record(item, index, outcome)

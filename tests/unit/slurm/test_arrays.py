@@ -21,8 +21,8 @@ from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask, StopReason
 from core_hpc.runs.outcome import OutcomeKind, Progress
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
+from core_hpc.slurm import endings, watch
 from core_hpc.slurm import executor as slurm_executor
-from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.parse import Place, QueueLimit
@@ -156,7 +156,7 @@ def test_temporary_files_of_an_ended_submission_are_removed_after_a_while(
     poll_until(executor, "done")
     poll_for(executor, 0.02)
     assert len(list(folder.folder(ended).iterdir())) == 4
-    monkeypatch.setattr(slurm_executor, "TIDY_AFTER_S", 0.0)
+    monkeypatch.setattr(endings, "TIDY_AFTER_S", 0.0)
     poll_for(executor, 0.02)
     assert sorted(path.name for path in folder.folder(ended).iterdir()) == ["100_0_log.out", SCRIPT]
     assert len(list(folder.folder(waiting).iterdir())) == 4
