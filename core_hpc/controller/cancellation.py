@@ -22,6 +22,7 @@ from core_hpc.runs.folder import runs_in
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, sweep_of
+from core_hpc.store.manifests import is_file
 from core_hpc.store.paths import RunPaths, SweepPaths
 
 PROG = "python -m core_hpc.cancel"
@@ -184,7 +185,7 @@ class Cancellation:
             submission.job = next(iter(ids)).job
             paths = RunPaths(folder.root.parent)
             for index in submission.unresolved:
-                unfinished = [key for key in submission.keys(index) if not paths.task_manifest(key).exists()]
+                unfinished = [key for key in submission.keys(index) if not is_file(paths.task_manifest(key))]
                 if not unfinished:
                     folder.resolve(submission, index, Outcome(OutcomeKind.DONE, counted=False))
                 elif submission.job_id(index) in ids:

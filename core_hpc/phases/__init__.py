@@ -39,7 +39,7 @@ def _is_published(context: TaskContext) -> bool:
 
     A rank that found another answer would leave the others waiting for it.
     """
-    here = context.paths.task_manifest(context.key).exists()
+    here = manifests.is_file(context.paths.task_manifest(context.key))
     if context.key.phase not in TRAINING_PHASES or (number_in("WORLD_SIZE") or 1) == 1:
         return here
     from core_hpc.training.zero2 import from_rank_zero, start_process_group

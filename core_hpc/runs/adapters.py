@@ -95,7 +95,7 @@ def _damage(paths: RunPaths, model: str) -> StoreError | None:
     except DamagedError as e:
         return e
     except StoreError as e:
-        if paths.adapter_manifest(model).exists():  # of another version, or the file system does not answer
+        if manifests.is_file(paths.adapter_manifest(model)):  # of another version, or the file system does not answer
             raise
         return e
     return None

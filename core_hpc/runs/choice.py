@@ -87,7 +87,7 @@ class Choice:
         count = protocol.problems_per_iteration
         if protocol.choose == "order":
             return problems_of_iteration(len(problem_ids), count, iteration, seed)
-        if RunPaths(self._root).chosen.is_file():
+        if manifests.is_file(RunPaths(self._root).chosen):
             return list(manifests.read_json(RunPaths(self._root).chosen)[str(iteration)])
         known = self._rates_after(sampler_of(iteration, protocol.staleness))
         rates = np.array([known.get(problem_id, np.nan) for problem_id in problem_ids])

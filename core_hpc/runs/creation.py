@@ -69,7 +69,7 @@ def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
     """
     path = folder / f"{name}.manifest.json"
     for _ in range(2):
-        manifest = shards.publish_frame(folder, name, problems, PROBLEMS) if not path.exists() else None
+        manifest = shards.publish_frame(folder, name, problems, PROBLEMS) if not manifests.is_file(path) else None
         try:
             return shards.read_manifest_table(manifest or manifests.read_manifest(path), PROBLEMS, checksum=True)
         except manifests.DamagedError:
@@ -95,7 +95,7 @@ def start(plan: RunPlan, folder: Path, *, begun: Callable[[], Collection[TaskKey
     config = plan.config.model_dump(mode="json")
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
-    old = run.horizons() if paths.horizon.exists() else []
+    old = run.horizons() if manifests.is_file(paths.horizon) else []
     published = shards.published_keys(run.root, (UPDATE,))
     new = extend_horizon(old, plan.config.iterations, published)
     if new != old:

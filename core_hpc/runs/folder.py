@@ -96,7 +96,7 @@ def list_runs(path: Path) -> list[Path]:
     Raises:
         InputError: `path` is neither.
     """
-    if RunPaths(path).identity.is_file():
+    if manifests.is_file(RunPaths(path).identity):
         return [path]
     runs = runs_in(path)
     if not runs:
@@ -121,7 +121,7 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
             raise InputError(
                 f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
             )
-    if RunPaths(folder).identity.is_file():
+    if manifests.is_file(RunPaths(folder).identity):
         return folder.absolute().parent, [folder.absolute()]
     paths, runs = SweepPaths(folder), runs_in(folder)
     if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
@@ -140,7 +140,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def exists(plan: RunPlan, folder: Path) -> bool:
     """Whether the run's folder has been created completely."""
-    return RunPaths(folder / plan.run_id).identity.is_file()
+    return manifests.is_file(RunPaths(folder / plan.run_id).identity)
 
 
 # --- read a run folder ---------------------------------------------------------------------------

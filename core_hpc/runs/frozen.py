@@ -64,7 +64,7 @@ def _damage(run: Run, name: str) -> StoreError | None:
         return e
     except StoreError as e:
         path = _manifest_path(run, name)
-        if path.exists():  # of another version, or the file system does not answer: that is no damage
+        if manifests.is_file(path):  # of another version, or the file system does not answer: that is no damage
             raise
         return e
     return None

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.runs.folder import runs_in
+from core_hpc.runs.folder import list_runs, locate, runs_in
 from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.store import claims, leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -534,6 +534,8 @@ def test_a_manifest_of_a_wrong_shape_is_damage(tmp_path: Path, change: Callable[
         lambda root: leftovers.foreign_names(root),
         lambda root: SubmissionFolder(root).names(OPEN),
         lambda root: claims.read_holder(root / "claim.json"),
+        lambda root: list_runs(root),
+        lambda root: locate(root),
     ],
 )
 def test_what_a_file_system_that_fails_does_not_show_is_not_absent(
