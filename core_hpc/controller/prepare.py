@@ -37,7 +37,7 @@ from core_hpc.models.loading import (
     load_config,
     original_context,
 )
-from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
+from core_hpc.models.prompts import PromptBuilder, check_chat_settings, check_ends, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_packages
 from core_hpc.models.resolve import ResolvedModel, resolve_model
 from core_hpc.phases.own_functions import try_functions
@@ -138,10 +138,18 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     style = model.prompt_style
     if style == "auto":
         style = "chat" if resolved.has_chat_template else "plain"
-    context_tokens = _context_tokens(config, model, resolved, style, splits)
+    with _refused(f"model {resolved.folder}: its tokenizer cannot be loaded"):
+        tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
+    with _refused(f"model {resolved.folder}: its generation_config.json cannot be read"):
+        end_ids = end_token_ids(resolved.folder, tokenizer)
+    examples = worked_examples(splits.examples)
+    builder = prompt_builder(config, model, tokenizer, style=style, examples=examples, end_ids=end_ids)
+    context_tokens = _context_tokens(config, model, resolved, builder, splits)
     adapter = _adapter_digest(model, resolved) if model.adapter is not None else ""
     weights = num_weights(resolved.folder)
-    return ModelFacts(resolved.fingerprint, context_tokens, style, weights, adapter, resolved.commit)
+    return ModelFacts(
+        resolved.fingerprint, context_tokens, style, weights, adapter, resolved.commit, tuple(sorted(end_ids))
+    )
 
 
 @contextmanager
@@ -184,7 +192,9 @@ def _check_four_bit(config: RunConfig, model: ModelSection) -> None:
     require_packages(vllm=model.engine == "vllm")
 
 
-def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:
+def _context_tokens(
+    config: RunConfig, model: ModelSection, resolved: ResolvedModel, builder: PromptBuilder, splits: Splits
+) -> int:
     """Tokens that the longest prompt, a full hint and the new tokens need; for longrope, enough for its long factors.
 
     Raises:
@@ -192,16 +202,10 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     """
     if mistake := longer_context(model.max_context_tokens, resolved.max_context_tokens):
         raise InputError(mistake)
-    with _refused(f"model {resolved.folder}: its tokenizer cannot be loaded"):
-        tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
-    examples = worked_examples(splits.examples)
-    with _refused(f"model {resolved.folder}: its generation_config.json cannot be read"):
-        end_ids = end_token_ids(resolved.folder, tokenizer)
-    builder = prompt_builder(config, model, tokenizer, style=style, examples=examples, end_ids=end_ids)
     check_chat_settings(builder)
-    stops = stop_strings_of(style, model.stop_strings)
+    stops = stop_strings_of(builder.style, model.stop_strings)
     with _refused(f"model {resolved.folder}: its chat template fails; correct it, or write prompt_style: plain"):
-        if style == "chat" and builder.function is None:
+        if builder.style == "chat" and builder.function is None:
             builder.build("?")
         check_ends(builder, stops)
     if model.warmup is not None:
@@ -212,8 +216,8 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     longest_train = max((len(builder.build(q, "" if hint else None)) for q in splits.train["question"]), default=0)
 
     def longest_of_set(own: RunConfig, questions: pl.Series) -> int:
-        builder = prompt_builder(own, model, tokenizer, style=style, examples=examples)
-        return max(len(builder.build(question)) for question in questions)
+        of_set = prompt_builder(own, model, builder.tokenizer, style=builder.style, examples=builder.examples)
+        return max(len(of_set.build(question)) for question in questions)
 
     longest_evaluation, new_evaluation = evaluation_tokens(config, model.name, splits.evaluation, longest_of_set)
     needed = longest_evaluation + new_evaluation

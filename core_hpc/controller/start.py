@@ -22,7 +22,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.controller.prepare import FACTS_FILE, read_splits
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.folder import ModelFacts, facts_in
 from core_hpc.runs.inputs import check_inputs
 from core_hpc.runs.sweep import Sweep
 
@@ -83,7 +83,7 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
         facts = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in facts:
             raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
-        found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
+        found = [facts_in({"models": run}) for run in facts["facts"]]
         splits = {number: read_splits(Path(folder), number) for number in set(facts["splits"])}
     prepared = {plan.run_id: (splits[n], f) for plan, n, f in zip(new, facts["splits"], found, strict=True)}
     check_inputs(sweep, {i: s for i, (s, _) in prepared.items()}, {i: f for i, (_, f) in prepared.items()})

@@ -335,9 +335,15 @@ def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:
 
 
 def _completion(output: Any) -> Completion:
-    """A completion from vLLM's output. Its token ids include the end token and the stop string."""
+    """A completion from vLLM's output. Its token ids include the end token and the stop string.
+
+    Raises:
+        CoreHpcError: vLLM gave the completion up.
+    """
+    if output.finish_reason not in ("stop", "length"):
+        raise CoreHpcError(f"vLLM gave a completion up (finish_reason {output.finish_reason}); see its log")
     token_ids = tuple(output.token_ids)
     logprobs = tuple(
         float(step[token].logprob) for token, step in zip(token_ids, output.logprobs[: len(token_ids)], strict=True)
     )
-    return Completion(token_ids, logprobs, "length" if output.finish_reason == "length" else "stop")
+    return Completion(token_ids, logprobs, output.finish_reason)

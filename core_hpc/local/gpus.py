@@ -42,11 +42,20 @@ def num_gpu_devices() -> int:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Return the names of the GPUs that this process sees, as in CUDA_VISIBLE_DEVICES."""
+    """Return the names of the GPUs that this process sees, as in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        InputError: there are GPUs, but their number is unknown.
+    """
     listed = tuple(name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name)
     if listed or not has_gpu():
         return listed
-    return tuple(str(i) for i in range(num_gpu_devices()))
+    if num := num_gpu_devices():
+        return tuple(str(i) for i in range(num))
+    raise InputError(
+        "this machine has a GPU, but no device file counts its GPUs (WSL2, ROCm). Set the environment variable "
+        "CUDA_VISIBLE_DEVICES to their indices, for example to 0; or to an empty text, to use none"
+    )
 
 
 def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.w
 _MERGE = "merge it into its base weights (`merge_and_unload` of PEFT) and set the merged folder as `model`"
 _PLAIN: dict[str, Any] = {"use_rslora": False, "use_dora": False, "bias": "none"}
 """Settings of PEFT that change what an adapter computes, and the values that this project trains."""
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Values of init_lora_weights with which PEFT leaves the base weights alone, as vLLM checks them."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,14 @@ def read_shape(folder: Path) -> AdapterShape:
             f"adapter {folder}: is of the kind {config['peft_type']}, and only LORA is supported; {_MERGE}"
         )
     odd = [name for name, plain in _PLAIN.items() if config.get(name, plain) != plain]
-    odd += [name for name in ("alpha_pattern", "rank_pattern") if config.get(name)]
+    odd += [name for name in ("alpha_pattern", "rank_pattern", "alora_invocation_tokens") if config.get(name)]
+    first = config.get("init_lora_weights", True)
+    if isinstance(first, str) and first not in _KEEPS_BASE:
+        raise InputError(
+            f"adapter {folder}: init_lora_weights of {ADAPTER_CONFIG} is {first}, which changes the base weights too, "
+            "and this is not supported. Convert it to plain LoRA (`save_pretrained` of PEFT with "
+            f"`path_initial_model_for_weight_conversion`), or {_MERGE}"
+        )
     if odd:
         raise InputError(f"adapter {folder}: {', '.join(odd)} of {ADAPTER_CONFIG} is not supported; {_MERGE}")
     return _shape_of(folder, float(config.get("lora_alpha", 0)), shapes)

@@ -192,7 +192,7 @@ def longer_context(own: int | None, has: int | None) -> str:
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a model folder has a chat template."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+    if (folder / "chat_template.jinja").is_file():  # chat_template.json is of processors; no tokenizer reads it
         return True
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))

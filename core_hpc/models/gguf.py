@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import InputError
+from core_hpc.common.tensor_files import os_errors
 from core_hpc.models.loading import GENERATION_CONFIG
 
 PYPI = "pypi:"
@@ -214,7 +215,8 @@ def _save_weights(model: GgufModel, source: Path, folder: Path) -> None:
     for tensor in GGUFReader(str(source)).tensors:
         hf_name, key = _hf_name(model, tensor.name)
         tensors[hf_name] = _dequantized(model, tensor, key)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with os_errors(folder):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _hf_name(model: GgufModel, name: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import InputError
+from core_hpc.common.tensor_files import os_errors
 from core_hpc.models.imports import large_imports
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def save_model(model: Any, folder: Path, *, source: Path, state: Mapping[str, Te
         source: the folder that the model was loaded from.
         state: tensors to write instead of those of the model.
     """
-    with _published_rope(model), _published_generation(model):
+    with _published_rope(model), _published_generation(model), os_errors(folder):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     if (settings := source / GENERATION_CONFIG).is_file():
         shutil.copyfile(settings, folder / GENERATION_CONFIG)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.tensor_files import os_errors
 from core_hpc.models.prompts import HINT_HEADING
 from core_hpc.problems.skills import WORDS
 
@@ -83,7 +84,8 @@ def write_tiny_model(name: str, folder: Path) -> None:
             model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
         else:
             model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-    model.save_pretrained(folder)
+    with os_errors(folder):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

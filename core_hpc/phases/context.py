@@ -32,7 +32,7 @@ from core_hpc.protocol.embeddings import Embedder, create_embedder
 from core_hpc.runs.adapters import frozen_adapter
 from core_hpc.runs.folder import Run
 from core_hpc.store import manifests
-from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.paths import OPTIMIZER_STATES, RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES, UPDATE, WARMUP
 
 if TYPE_CHECKING:
@@ -150,6 +150,11 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     return load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
+@cache
+def _end_ids(folder: Path, trust_remote_code: bool) -> frozenset[int]:
+    return end_token_ids(folder, _tokenizer(folder, trust_remote_code))
+
+
 @dataclass
 class TaskContext:
     """One task: its identity, its inputs and its process."""
@@ -187,6 +192,11 @@ class TaskContext:
                 f"{found.folder}: the weights or tokenizer of {model.name} are not those of the run (fingerprint "
                 f"{found.fingerprint[:12]}, recorded {recorded[:12]}); restore them or start a new run"
             )
+        if facts.end_ids and (ends := tuple(sorted(_end_ids(found.folder, model.trust_remote_code)))) != facts.end_ids:
+            raise StoreError(
+                f"{found.folder}: the end tokens of {model.name} (generation_config.json) are {ends}, and those of the "
+                f"run are {facts.end_ids}; restore them or start a new run"
+            )
         return found
 
     def base_folder(self, model: ModelSection) -> Path:
@@ -198,18 +208,22 @@ class TaskContext:
         if model.warmup is None:
             return folder
         manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(0, WARMUP, model.name)))
-        manifests.check_files(manifest, checksum=True)
+        manifests.check_files(manifest, checksum=True, unread=OPTIMIZER_STATES)
         return manifest.folder
 
     def tokenizer(self, model: ModelSection) -> Any:
         """The tokenizer of a model of the team."""
         return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
 
+    def end_ids(self, model: ModelSection) -> frozenset[int]:
+        """The tokens at which sampling of a model ends."""
+        return _end_ids(self.resolved(model).folder, model.trust_remote_code)
+
     def prompt_builder(self, model: ModelSection) -> PromptBuilder:
         """Builds the prompts of a model of the team, with the examples of this run."""
         examples = worked_examples(self.run.split(EXAMPLES))
         style, tokenizer = self.run.facts[model.name].prompt_style, self.tokenizer(model)
-        end_ids = end_token_ids(self.resolved(model).folder, tokenizer)
+        end_ids = self.end_ids(model)
         return prompt_builder(self.run.config, model, tokenizer, style=style, examples=examples, end_ids=end_ids)
 
     def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
@@ -241,20 +255,21 @@ class TaskContext:
             sleeps=sharing.kind == "sleep",
         )
 
-    def update_manifest(self, iteration: int) -> manifests.Manifest | None:
+    def update_manifest(self, iteration: int, *, optimizer: bool = False) -> manifests.Manifest | None:
         """The update that produced the model after an iteration, with checksums verified.
 
-        None means the base weights (iteration 0).
+        None means the base weights (iteration 0). With `optimizer`, the optimizer state is verified too;
+        with tuning: full it is six times as large as the weights.
         """
         if iteration == 0:
             return None
         manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(iteration, UPDATE, self.key.model)))
-        manifests.check_files(manifest, checksum=True)
+        manifests.check_files(manifest, checksum=True, unread=() if optimizer else OPTIMIZER_STATES)
         return manifest
 
-    def update_folder(self, iteration: int) -> Path | None:
+    def update_folder(self, iteration: int, *, optimizer: bool = False) -> Path | None:
         """Folder of the weights after an iteration: an adapter, or a model if tuning is full; None: iteration 0."""
-        manifest = self.update_manifest(iteration)
+        manifest = self.update_manifest(iteration, optimizer=optimizer)
         return manifest.folder if manifest is not None else None
 
     def first_adapter(self) -> Path | None:

@@ -7,6 +7,7 @@ phase chooses the hints, and the score phase computes the rewards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from core_hpc.answers.extract import extract_answer, verify_many
+from core_hpc.common.errors import CoreHpcError
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
@@ -178,6 +180,13 @@ def _rows(
     golds = [w.problem["gold"] for w, _, _ in sampled]
     verdicts = verify_many(list(zip(answers, golds, kinds, strict=True)))
     rows = []
+    for w, _, completion in sampled:
+        if not all(map(math.isfinite, completion.logprobs)):
+            raise CoreHpcError(
+                f"{context.key}: the engine returned log-probabilities that are not finite, for sample "
+                f"{w.sample_index} of problem {w.problem['problem_id']}. Its logits overflow: another dtype (bfloat16 "
+                "or float32, not float16) usually helps. Nothing was published"
+            )
     for (w, seed, completion), text, answer, verdict in zip(sampled, texts, answers, verdicts, strict=True):
         rows.append(
             {

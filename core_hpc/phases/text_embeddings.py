@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from core_hpc.common.tensor_files import os_errors
 from core_hpc.phases.context import TaskContext
 from core_hpc.protocol.embeddings import text_as_embedded
 from core_hpc.store import manifests
@@ -50,7 +51,8 @@ def write_embeddings(path: Path, reference: str, texts: Sequence[str], vectors: 
     """Write the vectors [len(texts), d] of the distinct texts. `reference` names the embedder."""
     rows = {_key(text): row for row, text in enumerate(texts)}
     keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), _KEY_BYTES)
-    save_file({"keys": keys, "vectors": vectors[list(rows.values())]}, path, metadata={"embedder": reference})
+    with os_errors(path):
+        save_file({"keys": keys, "vectors": vectors[list(rows.values())]}, path, metadata={"embedder": reference})
 
 
 def published_embeddings(context: TaskContext) -> dict[bytes, Vectors]:

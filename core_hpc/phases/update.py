@@ -41,7 +41,7 @@ from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.contents import check_counts
 from core_hpc.runs.graph import horizon_at, sampler_of
 from core_hpc.store import manifests, shards
-from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
+from core_hpc.store.paths import OPTIMIZER_STATES, TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.training.batching import Row, step_rows
 from core_hpc.training.guard import default_limit
@@ -67,7 +67,7 @@ def run(context: TaskContext) -> None:
     """Update one model and publish the result."""
     trainer = _trainer(context)
     context.stopwatch.lap("load")
-    key, previous = context.key, context.update_manifest(context.key.iteration - 1)
+    key, previous = context.key, context.update_manifest(context.key.iteration - 1, optimizer=True)
     rows = training_rows(
         context,
         lambda rows: trainer.mean_log_probs(_task(context, rows, previous)),
@@ -270,7 +270,7 @@ def _compare_with_sampler(context: TaskContext, trainer: Trainer, task: UpdateTa
     if task.max_mismatch is None or (task.first_step_shows_engine and not _has_stale_samples(context)):
         return None
     sampler = sampler_of(key.iteration, context.run.config.protocol.staleness)
-    folder = context.update_folder(sampler)
+    folder = context.update_folder(sampler, optimizer=True)
     adapter = None if folder else context.first_adapter()
     where = f"{key}: weights after iteration {sampler}, which sampled"
     return check_behaviour(trainer, task, sampler=folder, adapter=adapter, where=where)
@@ -294,6 +294,8 @@ def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manife
     The number of ranks may differ.
     """
     problems_per_step = task.settings.problems_per_step
+    # Passes of the trainer compute these (reliance, self-teacher); their last digits depend on the hardware.
+    rows = [replace(row, weight=0.0, token_factors=None, teacher_logprobs=None) for row in task.rows]
     return {
         "version": STATE_VERSION,
         "run_id": context.run.run_id,
@@ -301,12 +303,11 @@ def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manife
         "num_steps": len(step_rows(task.rows, problems_per_step=problems_per_step, seed=task.shuffle_seed)),
         "total_steps": task.total_steps,
         "shuffle_seed": task.shuffle_seed,
-        "rows": rows_digest(task.rows),
+        "rows": rows_digest(rows),
         "previous": _optimizer_checksum(previous) if previous else [],
     }
 
 
 def _optimizer_checksum(previous: manifests.Manifest) -> list[str]:
     """The checksum of the optimizer state of an update, in a list."""
-    names = (OPTIMIZER_STATE, EARLIER_OPTIMIZER_STATE)
-    return [f.sha256 for f in previous.files if f.name.partition("/")[2] in names]
+    return [f.sha256 for f in previous.files if f.name.partition("/")[2] in OPTIMIZER_STATES]

@@ -136,7 +136,7 @@ def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
     settings = {name: value for name, value in settings.items() if name not in ("problems", "hinted", "epochs")}
     lora, resolved = _lora(model), context.resolved(model)
     config = load_config(resolved.folder, trust_remote_code=model.trust_remote_code)
-    is_long = uses_long_factors(config, context_tokens(context, rows))
+    is_long, ends = uses_long_factors(config, context_tokens(context, rows)), sorted(context.end_ids(model))
     return {
         "version": [IDENTITY_VERSION, STATE_VERSION],
         "base": resolved.fingerprint,
@@ -145,6 +145,8 @@ def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
         "settings": settings,
         "lora": scientific_fields(lora) if lora is not None else None,
         **({} if is_long is None else {"long_factors": is_long}),
+        # The result has a copy of the generation settings, so an engine stops at these tokens.
+        **({} if ends == [context.tokenizer(model).eos_token_id] else {"end_ids": ends}),
     }
 
 

@@ -43,6 +43,8 @@ class ModelFacts:
     """Digest of the adapter with which the model begins (`models/adapters.py`); empty: it has none."""
     commit: str = ""
     """Commit of a model of the hub, which all tasks load; empty: no such model, or a run of an earlier version."""
+    end_ids: tuple[int, ...] = ()
+    """The tokens at which sampling ends, sorted; empty: a run of an earlier version."""
 
 
 _FACTS = TypeAdapter(dict[str, ModelFacts])

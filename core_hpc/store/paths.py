@@ -39,6 +39,7 @@ OPTIMIZER_STATE = "optimizer/state.safetensors"
 """In the folder of an update. A subfolder, because an engine loads all weight files of a folder."""
 EARLIER_OPTIMIZER_STATE = "optimizer.safetensors"
 """The name of this file in updates that earlier versions published."""
+OPTIMIZER_STATES = (OPTIMIZER_STATE, EARLIER_OPTIMIZER_STATE)
 
 Kind = tuple[str, str]
 """Phase and model of a task."""

@@ -80,7 +80,7 @@ def check_mismatch(found: Mismatch, limit: float, *, where: str) -> str | None:
                 "adapter_model.safetensors of the last update with the names that the engine expects. Nothing was "
                 "published"
             )
-    if policy > limit:
+    if not policy <= limit:  # also if it is NaN
         worst = sorted(found.policy, key=lambda p: -found.policy[p] / max(1, found.num_tokens[p]))[:NUM_SHOWN]
         shown = ", ".join(f"{p} ({found.policy[p] / max(1, found.num_tokens[p]):.3g})" for p in worst)
         raise MismatchError(

@@ -104,7 +104,8 @@ class ActivationMemory:
         self._policy = policy
         self._layers = layers_of(base)
         self._size: ActivationSize | None = None
-        self._adapts: bool = checkpointing is None and policy.on_gpu and base.supports_gradient_checkpointing
+        can_adapt = policy.on_gpu and base.supports_gradient_checkpointing and bool(self._layers)
+        self._adapts: bool = checkpointing is None and can_adapt
         if checkpointing or self._adapts:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             base.disable_input_require_grads()

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core_hpc.common.errors import StoreError
+from core_hpc.common.tensor_files import os_errors
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE
 
 STATE_VERSION = 1
@@ -140,7 +141,8 @@ def share_with_group(path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    with os_errors(path):
+        save_file(dict(tensors), path, metadata={"format": "pt"})
     share_with_group(path)
 
 

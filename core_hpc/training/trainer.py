@@ -19,7 +19,9 @@ Shapes: N completions and M completion tokens of a micro-batch.
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
+from core_hpc.common.errors import NonFiniteError, StoppedError
 from core_hpc.store.schema import STEPS
 from core_hpc.training.batching import StepPlan, idle_batches, plan_steps
 from core_hpc.training.build import build_policy
@@ -366,19 +368,23 @@ class Trainer:
     def _write(self, task: RunningTask, out_folder: Path | None) -> None:
         """Let rank 0 write the new weights. Collective.
 
-        No rank returns before the files are complete. If writing fails, all ranks fail.
+        No rank returns before the files are complete. If writing fails, all ranks fail, with the same
+        error of the file system: whichever of them reports first, the reason is known.
         """
         state = task.zero.state(task.steps_done, keep=self.rank == 0)
-        written = False
+        error = errno.EIO
         try:
             if self.rank == 0:
                 assert out_folder is not None
                 self._write_files(task, state, out_folder)
-            written = True
+            error = 0
+        except OSError as e:
+            error = e.errno or errno.EIO
+            raise
         finally:
-            agreed = all_true(written, self.device)
-        if not agreed:
-            raise StoreError("rank 0 could not write the new weights; see its log")
+            error = from_rank_zero(error, self.device)
+        if error:
+            raise OSError(error, os.strerror(error), "the new weights, which rank 0 writes (see its log)")
 
     def _write_files(self, task: RunningTask, state: TrainingState, folder: Path) -> None:
         """Write the weights and the optimizer."""

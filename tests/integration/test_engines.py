@@ -377,6 +377,19 @@ def test_vllm_computes_the_prompt_of_a_question_once(setup: Setup) -> None:
     assert setup.results["vllm"]["cached"] == [0, shared, shared]
 
 
+@pytest.mark.parametrize(("reason", "is_refused"), [("length", False), ("stop", False), ("abort", True), (None, True)])
+def test_a_completion_that_vllm_gave_up_is_an_error(reason: str | None, is_refused: bool) -> None:
+    """It would be trained as one that ended by itself."""
+    from core_hpc.engines.vllm import _completion
+
+    output = SimpleNamespace(token_ids=[3], logprobs=[{3: SimpleNamespace(logprob=-0.5)}], finish_reason=reason)
+    if is_refused:
+        with pytest.raises(CoreHpcError, match=f"finish_reason {reason}"):
+            _completion(output)
+    else:
+        assert _completion(output) == Completion((3,), (-0.5,), str(reason))
+
+
 def test_vllm_releases_its_memory_and_loads_the_adapter_again(tmp_path: Path) -> None:
     """The calls of vLLM on a GPU, in order. NOT the real vLLM, because it cannot sleep on a CPU."""
     from core_hpc.engines.vllm import VllmEngine

@@ -217,7 +217,7 @@ def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any
         assert named in rank["failures"]["overflow"]["message"]
         assert "step 1 of 3" in rank["failures"]["inf"]["message"]
         assert ", ".join(runs["order"][0]) in rank["failures"]["inf"]["message"]
-    assert [rank["failures"]["unwritable"] for rank in runs["two"]] == ["NotADirectoryError", "StoreError"]
+    assert [rank["failures"]["unwritable"] for rank in runs["two"]] == ["NotADirectoryError"] * 2
     # A good task in the same process gives the usual result afterwards.
     assert weights(folder / "two.1").keys() == weights(folder / "two.again").keys()
     assert largest_difference(weights(folder / "two.1"), weights(folder / "two.again")) == 0

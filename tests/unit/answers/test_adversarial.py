@@ -6,6 +6,7 @@ answer does not matter. Each case has a time limit, and so has the whole list.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from core_hpc.answers import verifier as verify_module
 from core_hpc.answers.extract import extract_answer, token_f1
 from core_hpc.answers.latex import MAX_LATEX_CHARS
 from core_hpc.answers.verifier import Verifier
+from core_hpc.common.errors import CoreHpcError
 from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion
 from core_hpc.phases import generate
@@ -253,6 +255,18 @@ def test_a_phase_makes_a_row_of_every_output(verifier: Verifier, monkeypatch: py
     assert len(cases) > len(CASES) - 5
     assert dict(frame.select("problem_id", "verdict").rows()) == {name: case[-1] for name, case in cases.items()}
     assert frame.filter(correct=True).height == sum(case[-1] == CORRECT for case in cases.values())
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf])
+def test_a_log_probability_that_is_not_finite_stops_the_task(logprob: float) -> None:
+    """NaN also marks tokens that the model has not sampled, so the update would take it for those."""
+    problem = {"problem_id": "p3", "question": "?", "gold": "1", "answer_kind": "number"}
+    wanted = generate._Wanted(problem=problem, sample_index=2, prompt=(1,))
+    context: Any = SimpleNamespace(stop_strings=lambda model: (), model=None, key=TaskKey(1, COLD, "m", 0))
+    builder: Any = SimpleNamespace(completion_text=lambda ids, stops: "#### 1")
+    sampled = [(wanted, 0, Completion((1, 2), (0.0, logprob), "stop"))]
+    with pytest.raises(CoreHpcError, match="not finite, for sample 2 of problem p3"):
+        generate._rows(context, builder, COLD, sampled, SamplingSection(), adapter_iteration=0)
 
 
 @pytest.mark.timeout(60)

@@ -142,7 +142,7 @@ def test_runs_that_differ_only_in_seed_and_training_share_the_facts_about_their_
     request = {"configs": [plan.config.model_dump(mode="json") for plan in sweep.runs], "sources": []}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
     assert main([str(tmp_path)]) == 0
-    assert json.loads((tmp_path / FACTS_FILE).read_text())["facts"] == expected
+    assert json.loads((tmp_path / FACTS_FILE).read_text())["facts"] == json.loads(json.dumps(expected))
     assert len(loaded) == 2
 
 

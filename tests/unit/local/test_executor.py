@@ -98,6 +98,9 @@ def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_gpus(ClusterSection(gpus=[2])) == ("2",)
     with pytest.raises(InputError, match="this machine has 3 GPU"):
         usable_gpus(ClusterSection(gpus=[3]))
+    monkeypatch.setattr(gpus, "num_gpu_devices", lambda: 0)  # WSL2: a GPU without a device file of its own
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES to their indices"):
+        usable_gpus(ClusterSection())
 
 
 def test_gpus_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from core_hpc.common.errors import InputError
 from core_hpc.config.model import LoraSection
 from core_hpc.models.adapters import (
+    ADAPTER_CONFIG,
     AdapterSource,
     adapter_digest,
     check_adapter,
@@ -58,6 +59,21 @@ def test_base_weights_are_compared_where_they_are_known(adapter: Path, tiny_mode
     check_adapter(AdapterSource(adapter, fingerprint(tiny_models[0])), LORA, tiny_models[0])
     with pytest.raises(InputError, match="was trained on other base weights"):
         check_adapter(AdapterSource(adapter, "0" * 64), LORA, tiny_models[0])
+
+
+@pytest.mark.parametrize(("first", "is_plain"), [("pissa_niter_4", False), ("olora", False), ("gaussian", True)])
+def test_an_adapter_that_changes_its_base_weights_is_refused(
+    adapter: Path, tmp_path: Path, first: str, is_plain: bool
+) -> None:
+    """PEFT changes them when it loads such an adapter. Engine and trainer would compute with different weights."""
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({**config, "init_lora_weights": first}))
+    if is_plain:
+        assert read_shape(folder) == read_shape(adapter)
+    else:
+        with pytest.raises(InputError, match=f"init_lora_weights of adapter_config.json is {first}, which changes"):
+            read_shape(folder)
 
 
 @pytest.mark.parametrize("changes", [{"rank": 4}, {"alpha": 32}, {"targets": ["q_proj"]}])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.errors import CoreHpcError, InputError, StoreError
 from core_hpc.models import cache, embedders, gguf, resolve
 from core_hpc.models.folder import adapter_targets, end_token_ids, fingerprint, load_tokenizer
 from core_hpc.models.gguf import GgufModel
@@ -188,6 +188,25 @@ def test_a_run_keeps_the_commit_of_its_model(hub: Path, folder: Path, tmp_path: 
     assert of_run(OLD) == found
     with pytest.raises(InputError, match="the folder is not complete"):
         of_run("")
+
+
+def test_a_run_keeps_the_end_tokens_of_its_model(tiny_models: list[Path], tmp_path: Path) -> None:
+    """They decide where a completion ends, and stand in a file that is not part of the fingerprint."""
+    folder = tiny_models[0]
+    team = [{"name": "m0", "model": str(folder), "engine": "fake"}]
+    run = create_run(load_sweep(tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)))
+    tokenizer = load_tokenizer(folder)
+    facts = replace(run.facts["m0"], fingerprint=fingerprint(folder))
+
+    def resolved(end_ids: tuple[int, ...]) -> Path:
+        of_run = replace(run, facts={"m0": replace(facts, end_ids=end_ids)})
+        context = TaskContext(run=of_run, key=TaskKey(1, COLD, "m0", 0), warm=Warm())
+        return context.resolved(context.model).folder
+
+    found = tuple(sorted(end_token_ids(folder, tokenizer)))
+    assert resolved(found) == resolved(()) == folder
+    with pytest.raises(StoreError, match=r"the end tokens of m0 .* those of the run are \(7, 9\)"):
+        resolved((7, 9))
 
 
 def test_the_command_for_a_download_names_the_revision(hub: Path) -> None:

@@ -476,7 +476,6 @@ def test_the_update_uses_the_temperature_with_which_its_model_sampled() -> None:
 
 
 def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path: Path) -> None:
-    PLAIN.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     train, evaluation = (pl.DataFrame({"problem_id": ["p"], "question": [q]}) for q in ("3 + 4?", "5 + 6?"))
     splits: Any = SimpleNamespace(train=train, evaluation=evaluation, examples=None)
@@ -484,9 +483,8 @@ def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path
 
     def context(name: str, **own: Any) -> int:
         config = config_of(**own)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prepare, "worked_examples", lambda _: ())
-            return prepare._context_tokens(config, config.model(name), resolved, "plain", splits)
+        builder = prompt_builder(config, config.model(name), PLAIN, style="plain", examples=())
+        return prepare._context_tokens(config, config.model(name), resolved, builder, splits)
 
     usual = context("a")
     assert context("a", sampling={"max_new_tokens": 6400 + 20}) == usual + 6400

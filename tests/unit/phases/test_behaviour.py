@@ -12,7 +12,7 @@ import pytest
 from core_hpc.common.errors import MismatchError
 from core_hpc.config.update import UpdateSection
 from core_hpc.phases.behaviour import check_behaviour, probed
-from core_hpc.phases.update import _compare_with_sampler
+from core_hpc.phases.update import _compare_with_sampler, _identity
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import UPDATE
 from core_hpc.training.batching import Row, step_rows
@@ -60,7 +60,7 @@ def compare(update: UpdateTask, difference: float) -> float | None:
     context: Any = SimpleNamespace(
         key=TaskKey(2, UPDATE, "a"),
         run=SimpleNamespace(config=SimpleNamespace(protocol=protocol)),
-        update_folder=lambda iteration: Path(f"update-{iteration}"),
+        update_folder=lambda iteration, *, optimizer: Path(f"update-{iteration}"),
     )
 
     def token_log_probs(spec: UpdateTask) -> list[list[float]]:
@@ -69,6 +69,18 @@ def compare(update: UpdateTask, difference: float) -> float | None:
 
     trainer: Any = SimpleNamespace(rank=0, settings=SimpleNamespace(lora=None), token_log_probs=token_log_probs)
     return _compare_with_sampler(context, trainer, update)
+
+
+def test_a_checkpoint_continues_on_another_kind_of_processor() -> None:
+    """There, passes of the trainer (reliance, self-teacher) give these numbers with other last digits."""
+    context: Any = SimpleNamespace(run=SimpleNamespace(run_id="r"), key=TaskKey(2, UPDATE, "a"))
+
+    def identity(**changes: Any) -> dict[str, Any]:
+        return _identity(context, task([replace(row, **changes) for row in ROWS]), None)
+
+    first = identity(weight=0.5, token_factors=[1.0, 0.7, 0.2], teacher_logprobs=[-0.1, -0.2, -0.3])
+    assert first == identity(weight=0.5000001, token_factors=[1.0, 0.7000001, 0.2], teacher_logprobs=[-0.1, -0.2, -0.3])
+    assert first != identity(advantage=0.5)
 
 
 @pytest.mark.parametrize("silent", ["zero signal", "masked", "only lessons"])

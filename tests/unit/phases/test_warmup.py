@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from core_hpc.config.identity import config_hash
+from core_hpc.models.folder import load_tokenizer
+from core_hpc.models.loading import GENERATION_CONFIG
 from core_hpc.models.resolve import resolve_model
+from core_hpc.phases import context as context_module
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.phases.warmup import (
     _lock,
@@ -30,7 +33,7 @@ from core_hpc.store.schema import WARMUP
 from tests.support.architectures import make_tiny_phi3
 from tests.support.created_run import create_run
 from tests.support.second_user import COLLEAGUE_UID, as_colleague_after, require_root
-from tests.support.tiny import tiny_sweep
+from tests.support.tiny import make_tiny_model, tiny_sweep
 
 WARM = {"problems": {"source": "generated", "task": "skills", "count": 2, "options": {"num_digits": 1}}}
 
@@ -61,6 +64,25 @@ def test_the_context_of_the_run_selects_the_factors_of_a_longrope_also_for_its_w
     if longrope:
         assert (short.pop("long_factors"), long.pop("long_factors")) == (False, True)
     assert long == short
+
+
+def test_a_warm_up_is_made_again_for_other_end_tokens(tmp_path: Path) -> None:
+    """Its result has a copy of generation_config.json, so completions would end at the old tokens."""
+    model = make_tiny_model(tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    team = [{"name": "m0", "model": str(model), "engine": "transformers", "warmup": WARM}]
+    run = create_run(load_sweep(tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)))
+    run = replace(run, facts={"m0": replace(run.facts["m0"], fingerprint=resolve_model(str(model)).fingerprint)})
+
+    def identity(end: int) -> dict[str, Any]:
+        (model / GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": end}))
+        context_module._end_ids.cache_clear()
+        context = TaskContext(run=run, key=TaskKey(0, WARMUP, "m0"), warm=Warm())
+        return warmup_identity(context, warmup_rows(warmup_examples(context), epochs=1))
+
+    own = tokenizer.eos_token_id
+    assert identity(own).keys() < identity(own + 1).keys()
+    assert identity(own + 1)["end_ids"] == [own, own + 1]
 
 
 def test_a_warm_up_can_have_the_seed_of_its_run(tiny_models: list[Path], tmp_path: Path) -> None:

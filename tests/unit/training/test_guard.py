@@ -42,6 +42,11 @@ def test_above_the_limit_the_run_stops_and_the_worst_problems_are_named() -> Non
         check_mismatch(differing(0.2), 0.1, where="step 7")
 
 
+def test_a_difference_that_is_not_a_number_is_above_every_limit() -> None:
+    with pytest.raises(MismatchError, match="differ by nan nats"):
+        check_mismatch(differing(math.nan), 0.1, where="step 7")
+
+
 @pytest.mark.parametrize(
     ("policy", "base", "ignored"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from core_hpc.common.errors import StoreError
 from core_hpc.phases import update
 from core_hpc.store import manifests
 from core_hpc.store.leftovers import remove_leftovers
-from core_hpc.store.manifests import Manifest
-from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE
+from core_hpc.store.manifests import DamagedError, Manifest
+from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, OPTIMIZER_STATES
 from core_hpc.training.state_io import PARTS, TrainingState, read_state, write_position
+from tests.support.harness import flip_a_byte
 
 NAMES = ("layer.weight", "head.weight")
 
@@ -60,6 +63,30 @@ def test_the_next_update_knows_the_optimizer_state_of_both_layouts(tmp_path: Pat
     now, before = publish(tmp_path / "now"), publish(tmp_path / "before", earlier=True)
     assert len(update._optimizer_checksum(now)) == 1
     assert update._optimizer_checksum(now) == update._optimizer_checksum(before)
+
+
+def test_a_task_that_does_not_read_the_optimizer_does_not_hash_it(tmp_path: Path) -> None:
+    """With tuning: full it has six times the size of the weights, and every generation task would read it."""
+    manifest = publish(tmp_path)
+    flip_a_byte(manifest.folder / OPTIMIZER_STATE)
+    manifests.check_files(manifest, checksum=True, unread=OPTIMIZER_STATES)
+    with pytest.raises(DamagedError, match="optimizer"):
+        manifests.check_files(manifest, checksum=True)
+    flip_a_byte(manifest.folder / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"model\.safetensors"):
+        manifests.check_files(manifest, checksum=True, unread=OPTIMIZER_STATES)
+
+
+def test_an_error_of_the_file_system_keeps_its_number(tmp_path: Path) -> None:
+    """safetensors has one kind of error for all, so that a full disk looked like a damaged file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write_position(tmp_path, state(), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / OPTIMIZER_STATE))
 
 
 def test_a_folder_without_the_state_is_an_error(tmp_path: Path) -> None:
