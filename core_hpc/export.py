@@ -125,6 +125,7 @@ def write(export: Export, out: Path) -> None:
     Raises:
         InputError: `out` exists and is not empty, or cannot be written.
     """
+    out = out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: exists already and is not empty; choose another folder, or remove it")
     output_folder.require_writable(out.parent, min_free_gb=0, advice=output_folder.ANOTHER_OUT)

@@ -15,7 +15,7 @@ from typing import Any
 
 from analysis.browse.content import Block, Content, data_file
 from analysis.browse.export import page_html
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError, InputError
 
 HOST = "127.0.0.1"
 _BLOCK = re.compile(r"(?P<kind>[bd])(?P<run>\d{1,6})-(?P<split>[a-z]{1,20})-(?P<iteration>\d{1,9})(-(?P<key>\d{1,9}))?")
@@ -29,12 +29,19 @@ class BrowseServer(ThreadingHTTPServer):
         content: the content of the runs.
         title: the title of the page.
         port: the port; 0 takes a free one.
+
+    Raises:
+        InputError: the port is taken, or does not exist.
     """
 
     daemon_threads = True
 
     def __init__(self, content: Content, *, title: str, port: int = 0) -> None:
-        super().__init__((HOST, port), _Handler)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except (OSError, OverflowError) as e:
+            why = e.strerror if isinstance(e, OSError) else "ports are 0 to 65535"
+            raise InputError(f"--port {port}: {why}; choose another, or leave it out for a free one") from e
         self._content = content
         self._lock = threading.Lock()  # one request reads shards at a time, which bounds the memory
         self._page = page_html(title).encode()

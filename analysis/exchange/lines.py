@@ -74,8 +74,8 @@ def _as_text(value: Any) -> str:
     return text
 
 
-def _as_answer(value: Any) -> str | None:
-    """An answer as text; None when it is null or blank, which means that there is no answer."""
+def _as_optional(value: Any) -> str | None:
+    """A text or number; None when it is null or blank."""
     return None if value is None or (isinstance(value, str) and not value.strip()) else _as_text(value)
 
 
@@ -94,7 +94,7 @@ def canonical_gold(kind: str, gold: str) -> str | None:
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
-Answer = Annotated[str | None, BeforeValidator(_as_answer)]
+Optional = Annotated[str | None, BeforeValidator(_as_optional)]
 Kind = Annotated[str, BeforeValidator(_as_kind)]
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -111,10 +111,10 @@ class _Line(BaseModel):
     gold: Text | None = None
     answer_kind: Kind | None = None
     question: Text | None = None
-    data_set: Text | None = None
-    subject: Text | None = None
-    level: Text | None = None
-    source_group: Text | None = None
+    data_set: Optional = None
+    subject: Optional = None
+    level: Optional = None
+    source_group: Optional = None
     phase: Literal["evaluate"] | None = None
     hint_used: Any = None
     round: Any = None
@@ -199,7 +199,7 @@ class CompletionLine(_Line):
     problem: Text
     sample: Whole
     text: str | None = None
-    answer: Answer = None
+    answer: Optional = None
     correct: bool | None = None
     verdict: Literal["correct", "wrong", "no_answer", "timeout"] | None = None
     token_count: Whole = 0

@@ -19,14 +19,19 @@ PROBE_DIGITS = 50
 _DIFFERENT = 1e-30
 _FIRST_PROBE, _PROBE_STEP = 1.37, 0.61
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s?")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z\\])[a-z]\s*\Z")
+"""A variable at the end, which math-verify may take for a unit; not the end of a word or command."""
+_PRODUCT = re.compile(r"(?<![\w{^\\])(\d+)\s?(?=(?:\\left\s?)?\(\s?\\[dt]?frac)")
+"""A number before a fraction in parentheses, which math-verify takes for a mixed number."""
 _WRAPPED = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\{[^{}]{1,64}\}"
+_LETTER = re.compile(rf"{_WRAPPED}|\\[A-Za-z]+|([A-Za-z])")
 # The left side of an assignment ("x", "a_{10}", "f(3)", "\\text{Total}", "\\angle ABC", "(x,y)"); not "2x".
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|rho|omega|Delta|ell|tau|varphi)"
 _ELEMENT = rf"\s?(?:[A-Za-z]|{_GREEK})(?:_\w|_\{{\w{{1,8}}\}})?\s?"
 NAME = re.compile(
     rf"(?:{_WRAPPED}|\({_ELEMENT}(?:,{_ELEMENT}){{1,7}}\)|\\vec\s?(?:[A-Za-z]|\{{[A-Za-z]{{1,2}}\}})|m?\\angle\s?[A-Z]{{1,3}}|\|?\\overline\{{[A-Z]{{1,3}}\}}\|?|\|[A-Z]{{1,3}}\||[A-Z]{{2,4}}|[a-z]!"
     rf"|{_GREEK}"
-    r"|[A-Za-z](?:_\w|_\{\w{1,8}\})?(?:'|\([^()=]{1,16}\))?)(?:_\w|_\{\w{1,8}\})?"
+    r"|[A-Za-z](?:_\w|_\{\w{1,8}\})?(?:\^\{-1\})?(?:'|\([^()=]{1,16}\))?)(?:_\w|_\{\w{1,8}\})?"
 )
 
 
@@ -73,8 +78,9 @@ def equal(answer: str, gold: str) -> bool:
     sympy_random.seed(0)
     if _PLUS_MINUS.search(answer + gold):
         answer, gold = _both_signs(answer, named=gold), _both_signs(gold, named=answer)
+    answer, gold = (_PRODUCT.sub(r"\1\\cdot ", text) for text in _with_distinct_cases(answer, gold))
     try:
-        wanted, given = _parse(gold), _parse(answer)
+        wanted, given = _parse(gold, units=not _LAST_LETTER.search(gold)), _parse(answer, units=_has_unit(answer, gold))
         if not wanted or not given or _is_computation(answer, given[0], wanted[0]):
             return False
         related = _same_relation(wanted[0], given[0])
@@ -101,11 +107,52 @@ def _both_signs(text: str, *, named: str) -> str:
     return ",".join(_PLUS_MINUS.sub(sign, text) for sign in "+-")
 
 
-def _parse(text: str) -> list[Any]:
+def _letters(text: str) -> str:
+    r"""The letters of a formula that are variables.
+
+    >>> _letters(r"\frac{R}{2\pi r} \text{ cm}")
+    'Rr'
+    """
+    return "".join(match[1] or "" for match in _LETTER.finditer(text))
+
+
+def _has_unit(answer: str, gold: str) -> bool:
+    """Whether the end of an answer may be a unit: no variable of the gold answer, and no one beside others.
+
+    >>> [_has_unit(*pair) for pair in (("5 m", "5"), ("5 cm", "5"), ("2t", "3+2t"), ("2s+3t", "2s+3"))]
+    [True, True, False, False]
+    """
+    last = _LAST_LETTER.search(answer)
+    return last is None or (last[0].strip() not in _letters(gold) and not _letters(answer[: last.start()]))
+
+
+def _with_distinct_cases(*texts: str) -> tuple[str, ...]:
+    r"""The formulas, with another name for a capital letter that one of them also has as a small one.
+
+    math-verify reads capital letters as small ones, so R - r would be 0. N is n where that is all.
+
+    >>> _with_distinct_cases("r-R", "R-r"), _with_distinct_cases("N+1", "1+n")
+    (('r-R_{u}', 'R_{u}-r'), ('N+1', '1+n'))
+    """
+    used = [_letters(text) for text in texts]
+    both = {letter for own in used for letter in own if letter.isupper() and letter.lower() in own}
+
+    def renamed(match: re.Match[str]) -> str:
+        return f"{match[0]}_{{u}}" if match[1] in both and not match.string.startswith("_", match.end()) else match[0]
+
+    return tuple(_LETTER.sub(renamed, text) for text in texts)
+
+
+def _parse(text: str, *, units: bool) -> list[Any]:
+    """The expressions of a formula. With `units`, a unit at its end is left out."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     # The content of the box is parsed as a whole; a number somewhere in it does not count.
-    settings = [LatexExtractionConfig(boxed_match_priority=0)]
+    normalization = NormalizationConfig(
+        basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all", equations=False
+    )
+    settings = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)]
     parsed: list[Any] = parse(
         rf"\boxed{{{text}}}", settings, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
     )

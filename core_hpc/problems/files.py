@@ -103,7 +103,8 @@ def read_items(path: Path, container: str, parse: ParseRow, *, one_answer: bool 
                 earlier, same = asked.setdefault(id_of(item.question, item.metadata.get("options")), (number, item))
                 _check_answer(item, same, f"{place} {earlier}")
             if item.problem_id in first:
-                made = "" if row.get("id") is not None else ", made from the question; remove one, or give both an 'id'"
+                is_made = item.problem_id == id_of(item.question, item.metadata.get("options"))
+                made = ", made from the question; remove one, or give both an 'id'" if is_made else ""
                 raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}{made}")
             first[item.problem_id] = number
             items.append(item)
@@ -337,7 +338,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, (bool, int, float)):
+    is_long = isinstance(value, int) and value.bit_length() > 63  # no reader of JSON in Polars takes it
+    if value is None or (isinstance(value, (bool, int, float)) and not is_long):
         return value
     text = str(value)
     return text if _is_unicode(text) else text.encode("utf-8", "replace").decode("utf-8")

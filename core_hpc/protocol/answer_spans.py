@@ -160,8 +160,9 @@ _OPTION_IS_CORRECT = (
     rf"{_ARTICLE}{_CORRECT}"
 )
 _LETTER_IS_CORRECT = (
-    rf"{_LETTER}[ \t]{{1,4}}(?:is|must[ \t]be)[ \t]{{1,4}}{_ARTICLE}"
+    rf"{_LETTER}[ \t]{{1,4}}(?:(?:is|must[ \t]be)|(?:seems|appears|looks)(?:[ \t]to[ \t]be)?)[ \t]{{1,4}}{_ARTICLE}"
     r"(?:correct\b(?![ \t](?:that|if|to|for)\b)|right(?=[\s.,;!]|$)(?![ -]angle)"
+    r"|(?:true|most[ \t](?:likely|appropriate)|one)(?=[.,;!]|[ \t]{0,4}$)"
     r"|(?:correct|right|best)[ \t](?:choice|option|answer|one|statement))"
 )
 _CORRECT_OPTION_IS = (
@@ -200,8 +201,8 @@ FITS = (
     rf"|{CHECK_MARK})"
 )
 CONCLUSION = (
-    r"(?:\b(?:therefore|thus|so|hence|conclude|conclusion|leav(?:es?|ing)(?:[ \t]us[ \t]with)?"
-    r"|(?:this|that|it|which)[ \t](?:is|must[ \t]be))\b"
+    r"(?:\b(?:therefore|thus|so|hence|conclude|conclusion|leav(?:es?|ing)(?:[ \t]us[ \t]with)?|left[ \t]with|namely"
+    r"|(?:this|that|it|which)[ \t](?:is|must[ \t]be)|(?:this|that|it)['\u2019]s)\b|\bi\.e\."
     rf"|(?<![A-Z][ ]){_ARROW})[ \t]{{0,4}}[,:]?[ \t]{{0,4}}"
 )
 # No bond (C-H), no equation (C = 5), and no second letter (A and B).

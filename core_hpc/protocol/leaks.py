@@ -38,6 +38,7 @@ _MIXED = re.compile(
 _NEGATIVE = re.compile(r"(?:^|[^\s\w)}\].])\s{0,4}[-\u2212]\s{0,2}\Z|(?:^|[\s(\[{=])[-\u2212]\Z")
 _BEFORE_RESULT = re.compile(
     r"(?:[=\uff1d\u2248\u2192]|\\(?:approx|equiv|to|rightarrow|Rightarrow)(?![a-z])"
+    r"|(?<=[a-z])['\u2019]s\b"
     r"|(?<!there )\b(?:is|are|was|be|equals?|equal to|makes?|gives?|gets?|leaves?|totals?|yields?|becomes?"
     r"|equalling|making|giving|getting|leaving|totall?ing|yielding|(?:comes?|came|amounts?|adds? up|sums?) to)\b"
     r"|\b(?:total|sum|difference|product|result|answer):)"

@@ -65,6 +65,8 @@ def parse_set(text: str, *, count: int | None) -> NamedSet:
     source = _mapping(text, spec) if spec.lstrip().startswith("{") else _source(text, spec)
     if count is not None:
         source = {"count": count, **source} if "count" in source else {**source, "count": count}
+    if isinstance(source.get("path"), str):  # a file of this name in another folder is another problem set
+        source = {**source, "path": str(Path(source["path"]).expanduser().absolute())}
     try:
         SOURCE.validate_python(source)
     except ValidationError as e:

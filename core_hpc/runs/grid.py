@@ -67,13 +67,27 @@ def _expand_runs(runs: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
         return []
     points = []
     for i, run in enumerate(runs):
-        label = str(run.get("label") or f"run{i}")
+        label = run.get("label")
+        if isinstance(label, bool):
+            mistakes.append(f"runs.{i}.label: YAML reads it as {str(label).lower()}; put it in quotes")
+        label = str(label or f"run{i}")
         misspelled = [key for key in run if difflib.get_close_matches(str(key), RUN_KEYS, n=1) == ["label"] != [key]]
         mistakes += [f"runs.{i}.{key}: unknown key; did you mean `label`?" for key in misspelled]
         changes = {key: value for key, value in run.items() if key not in ("label", *misspelled)}
-        points.append((_slug(label), flatten(changes, lists=False) if changes else {}))  # a list replaces a list
+        # A list replaces a list.
+        points.append((_slug(label), _by_path(changes, f"runs.{i}", mistakes, lists=False)))
     mistakes += _repeated_labels(points)
     return points
+
+
+def _by_path(fields: dict[str, Any], where: str, mistakes: list[str], *, lists: bool = True) -> dict[str, Any]:
+    """`flatten`, with a mistake for each field that is written twice, as a dotted and as a nested key."""
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+        own = flatten({str(key): value}, lists=lists)
+        mistakes += [f"{where}.{path}: stands there twice; leave one of them out" for path in own if path in found]
+        found |= own
+    return found
 
 
 def _repeated_labels(points: Sequence[tuple[str, Any]]) -> list[str]:
@@ -90,7 +104,7 @@ def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
     if not isinstance(grid, dict) or not grid:
         mistakes.append("grid: must be a mapping {path.to.field: [value, value]} with at least one field")
         return []
-    axes = flatten(grid)
+    axes = _by_path(grid, "grid", mistakes)
     bad = [path for path, values in axes.items() if not isinstance(values, list) or not values]
     mistakes += [f"grid.{path}: must be a list with at least one value" for path in bad]
     if bad:

@@ -150,6 +150,20 @@ def test_the_card_has_results_with_intervals_licence_and_configuration(run: Path
     assert "Iteration 1 was not evaluated." in not_evaluated
 
 
+def test_an_empty_link_and_the_working_directory_take_an_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were refused after all the work."""
+    for name in ("real", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "here")
+    for out in ("../link", "."):
+        assert export.main([str(run), "--model", "m0", "--out", out]) == 0
+    for name in ("real", "here"):
+        assert (tmp_path / name / "adapter_config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -260,6 +260,15 @@ def test_a_data_file_cannot_end_a_script() -> None:
     assert text.count("\n") == 1
 
 
+def test_a_port_that_cannot_be_used_is_an_error_with_advice(tmp_path: Path) -> None:
+    data, _ = loaded(full_run(tmp_path / "run"))
+    content = Content([data], title="run")
+    with BrowseServer(content, title="run") as server:
+        for port, why in ((server.port, "Address already in use"), (99999, "ports are 0 to 65535")):
+            with pytest.raises(InputError, match=f"--port {port}: {why}; choose another"):
+                BrowseServer(content, title="run", port=port)
+
+
 def test_the_server_reads_on_demand_and_answers_nothing_else(tmp_path: Path) -> None:
     run = full_run(tmp_path / "run")
     data, _ = loaded(run)

@@ -88,7 +88,7 @@ def test_one_line_per_problem_is_verified(tmp_path: Path) -> None:
         problem_line("q1", "ada", token_counts=[5, 6, 7], truncated=[False, False, True], subject="algebra", level=3),
         problem_line(2, "ada", gold=1200, completions=["\\boxed{1,200.0}", "1200"], question="How many?"),
         problem_line("q1", "bob", gold="72.0", completions=["72"], data_set="gsm8k", source_group="g1"),
-        problem_line(2, "bob", gold="1200", completions=["-1200"]),
+        problem_line(2, "bob", gold="1200", completions=["-1200"], subject="", level=" "),
     ]
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
     assert (done.num_problems, done.num_completions, done.left_out, done.notes) == (2, {"ada": 5, "bob": 2}, [], [])

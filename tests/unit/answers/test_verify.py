@@ -91,9 +91,30 @@ PAIRS = [
     ("f(2)", "f(3)", False),
     (r"x<5", "x>5", False),
     (r"5>x", "x<5", True),
+    # A variable at the end is no unit.
+    ("-16t^2+64t", "64t-16t^2", True),
+    ("2l+2w", "2w+2l", True),
+    (r"\frac{3t}{2}", r"\frac32 t", True),
+    (r"\frac{1}{3}\pi r^2h", r"\frac{\pi r^2 h}{3}", True),
+    ("5 m", "5", True),
+    (r"12\sqrt2 cm", r"12\sqrt2", True),
+    ("2", "2t", False),
+    # R and r are two variables, but N is n.
+    (r"\pi(R-r)(R+r)", r"\pi(R^{2}-r^{2})", True),
+    ("r-R", "R-r", False),
+    ("N+1", "n+1", True),
+    # A product is no mixed number.
+    (r"2\left(\frac34\right)", "1.5", True),
+    (r"\log_2(\frac{1}{8})", "-3", True),
+    ("f^{-1}(x)=\\frac{x-1}{2}", r"\frac{x-1}{2}", True),
 ]
 # math-verify alone calls these equal.
 FALSE_EQUALITIES = [
+    ("2s+3", "2s+3t"),
+    ("0", "R-r"),
+    ("1", r"\frac{R}{r}"),
+    (r"\frac{r}{2}", r"\frac{Rr}{R+r}"),
+    (r"2(\frac34)", r"\frac{11}{4}"),
     (r"\frac{1}{2006!}", r"\frac{1}{2004!}"),
     (r"0.333333", r"\frac{\pi}{3\pi}"),
     (r"4\sqrt(2)", "4"),

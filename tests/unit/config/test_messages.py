@@ -217,6 +217,13 @@ def test_mistakes_of_single_runs(tmp_path: Path) -> None:
     assert mistakes(tmp_path, runs=runs) == ["base: belongs to the whole sweep file; a single run cannot have it"]
     (message,) = mistakes(tmp_path, runs=[{"label": "a", "cluster": {"profile": "one_node"}}])
     assert message.startswith("run a: cluster.profile: all runs share one profile")
+    runs = [{"label": False}, {"label": "b", "seed": 2}]
+    assert mistakes(tmp_path, runs=runs) == ["runs.0.label: YAML reads it as false; put it in quotes"]
+    twice = {"evaluation.samples": 2, "evaluation": {"samples": 8}}
+    found = mistakes(tmp_path, runs=[{"label": "a", **twice}])
+    assert found == ["runs.0.evaluation.samples: stands there twice; leave one of them out"]
+    found = mistakes(tmp_path, grid={"evaluation.samples": [2, 4], "evaluation": {"samples": [8]}})
+    assert found == ["grid.evaluation.samples: stands there twice; leave one of them out"]
     found = mistakes(tmp_path, grid={"team.c.lora.rank": [4, 8]})
     assert len(found) == 2, "not also that the runs are equal"
     assert all("the list has no member 'c'" in message for message in found)

@@ -132,6 +132,9 @@ def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
     (tmp_path / "twice.jsonl").write_text(text.splitlines(keepends=True)[0] * 2, encoding="utf-8")
     with pytest.raises(InputError, match=r"line 2: line 1 has the same id .*remove one, or give both an 'id'"):
         read_items(tmp_path / "twice.jsonl", "jsonl", own_row("number"))
+    (tmp_path / "long.jsonl").write_text(json.dumps({**rows[0], "big": {"n": [10**40, 7]}}), encoding="utf-8")
+    (item,) = read_items(tmp_path / "long.jsonl", "jsonl", own_row("number"))
+    assert item.metadata["big"] == {"n": [str(10**40), 7]}, "Polars reads no JSON with such a number"
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,13 @@ OPTION_SENTENCES = [
     "The energy is 5 eV (option D).",
     "D) 5 eV \u2713",
     "**D) 5 eV** \u2705",
+    "D seems correct.",
+    "D appears to be the right choice.",
+    "D is most likely.",
+    "So it's D.",
+    "This leaves one, namely D.",
+    "One is left, i.e., D.",
+    "We are left with D.",
 ]
 OTHER_OPTIONS = [
     "Option A is wrong because it ignores the mass.",
@@ -347,6 +354,8 @@ OTHER_OPTIONS = [
     "### Option B\nIts energy is larger.",
     "Compound B works as an acid.",
     "The map f: A \u2192 B is continuous.",
+    "Statement A is most likely to be examined first.",
+    "It's a C-H bond, i.e., a weak one.",
 ]
 
 

@@ -80,6 +80,7 @@ def test_mixed_numbers_have_their_value(hint: str, gold: str, kind: str, expecte
 def test_a_mixed_number_is_also_its_two_numbers() -> None:
     assert leak_of("Take 1 1/2 cups. Add 5.", "1/2", "number") == "anywhere"
     assert leak_of("Take 1 1/2 cups. Add 5.", "1", "number") == "anywhere"
+    assert leak_of("That's 42. Add 5.", "42", "number") == "result"
     assert leak_of("It is -1 1/2.", "-3/2", "number") == "result"
     assert cut_before_result("Add both. It is 1½. So take 1½ cups.", "3/2", "number") == "Add both."
 
@@ -124,6 +125,8 @@ def test_formulas_and_words_are_compared_by_notation(hint: str, gold: str, kind:
         ("Add both. So (B). Then option C.", "result"),
         ("Option B matches it. Option C is next.", "result"),
         ("So it is B. Option C is next.", "result"),
+        ("So it's B. Option C is next.", "result"),
+        ("We are left with B. Option C is next.", "result"),
         ("We look at A, and then B fits, not option C.", "result"),
         ("Option B is large. Option C is small.", "anywhere"),
         ("Option C is small. Option B is large.", "result"),

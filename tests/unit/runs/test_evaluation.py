@@ -86,12 +86,19 @@ def test_names_that_look_like_numbers_are_written_as_texts(tmp_path: Path) -> No
         ("gsm8k", "gsm8k", {"source": "gsm8k"}),
         ("gpqa:diamond", "gpqa-diamond", {"source": "gpqa", "subset": "diamond"}),
         ("math:full:train", "math-full-train", {"source": "math", "subset": "full", "split": "train"}),
-        ("a b/My.Set.jsonl:latex", "my-set", {"source": "jsonl", "path": "a b/My.Set.jsonl", "answer_kind": "latex"}),
-        ("own=x.parquet", "own", {"source": "parquet", "path": "x.parquet"}),
+        (
+            "a b/My.Set.jsonl:latex",
+            "my-set",
+            {"source": "jsonl", "path": "/in/a b/My.Set.jsonl", "answer_kind": "latex"},
+        ),
+        ("own=x.parquet", "own", {"source": "parquet", "path": "/in/x.parquet"}),
+        ("s={source: jsonl, path: x.jsonl}", "s", {"source": "jsonl", "path": "/in/x.jsonl"}),
         ("s={source: generated, task: skills, count: 3}", "s", {"source": "generated", "task": "skills", "count": 3}),
     ],
 )
-def test_problem_sets(text: str, name: str, source: dict[str, Any]) -> None:
+def test_problem_sets(text: str, name: str, source: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the same name in another folder is another problem set, so its path is absolute."""
+    monkeypatch.setattr(Path, "absolute", lambda path: Path("/in", path))
     found = parse_set(text, count=None)
     assert (found.name, found.source) == (name, source)
 
