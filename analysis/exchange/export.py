@@ -80,6 +80,8 @@ def export_predictions(
     out = Path(out).resolve()
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file as --out")
+    if out.is_relative_to(Path(run).resolve()):
+        raise InputError(f"{out}: is inside the run folder, which must not change; give another place as --out")
     selection = select(run, phase=phase, iteration=iteration, models=models)
     lines = {PER_PROBLEM: _problem_lines, PER_COMPLETION: _completion_lines}[form]
     counts, sizes = dict.fromkeys(selection.models, 0), dict.fromkeys(selection.models, 0)

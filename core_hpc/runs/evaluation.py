@@ -106,6 +106,8 @@ def _of_run(path: Path, iterations: Sequence[str]) -> Subject:
         raise InputError(
             f"{path}: has {len(found)} runs; name one of their folders: {', '.join(r.name for r in found)}"
         )
+    if not RunPaths(found[0]).config.is_file():
+        raise InputError(f"{found[0]}: imported predictions have no weights, so they cannot be evaluated")
     run = open_run(found[0])
     config = run.config
     published = set.intersection(*(set(published_iterations(run.root, m.name)) for m in config.team))

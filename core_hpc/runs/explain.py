@@ -90,6 +90,8 @@ def explain(error: Any) -> str:
         return f"{path}.{_source_mistake(error.get('ctx', {}).get('tag'))}"
     if kind == "missing":
         return f"{path}: is missing"
+    if kind == "invalid_key":
+        return f"{path}: YAML reads this key (yes, on or a number) as {given!r}; put it in quotes"
     if kind == "model_type":
         keys = _valid_keys(location)
         example = f"for example `{_example(location, keys, given)}`; " if keys and location else ""

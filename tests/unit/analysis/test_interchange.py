@@ -21,6 +21,7 @@ from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import valid_name
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.config.base import NAME_PATTERN
+from core_hpc.runs.evaluation import subject_of
 from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
@@ -492,6 +493,10 @@ def test_export_and_import_give_the_same_completions(tmp_path: Path, iteration: 
     assert load_run(back.path).counts.select("level", "subject", "data_set").unique().height == 2
     again = export_predictions(back.path, tmp_path / "again.jsonl")
     assert again.path.read_bytes() == done.path.read_bytes()
+    with pytest.raises(InputError, match="inside the run folder, which must not change"):
+        export_predictions(run, run / "config.json")
+    with pytest.raises(InputError, match="imported predictions have no weights"):
+        subject_of([str(back.path)], iterations=[], base=None)
 
 
 def test_one_line_per_problem_gives_the_same_texts_with_new_verdicts(tmp_path: Path) -> None:

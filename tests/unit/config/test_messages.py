@@ -219,6 +219,8 @@ def test_mistakes_of_single_runs(tmp_path: Path) -> None:
     assert message.startswith("run a: cluster.profile: all runs share one profile")
     runs = [{"label": False}, {"label": "b", "seed": 2}]
     assert mistakes(tmp_path, runs=runs) == ["runs.0.label: YAML reads it as false; put it in quotes"]
+    found = mistakes(tmp_path, update={True: 3})
+    assert found == ["update.1: YAML reads this key (yes, on or a number) as True; put it in quotes"]
     twice = {"evaluation.samples": 2, "evaluation": {"samples": 8}}
     found = mistakes(tmp_path, runs=[{"label": "a", **twice}])
     assert found == ["runs.0.evaluation.samples: stands there twice; leave one of them out"]
