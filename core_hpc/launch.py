@@ -172,6 +172,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     from core_hpc.controller.wandb_copy import check_tracking
     from core_hpc.local.executor import LocalLimits
     from core_hpc.runs import conflicts
+    from core_hpc.runs.inputs import changed_files
 
     cluster = sweep.cluster
     conflicts.check_conflicts(sweep)
@@ -188,6 +189,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
         )
     else:
         LocalLimits.of(cluster, sweep.largest_team)  # raises InputError if GPUs are missing
+    for note in changed_files(sweep):
+        console.print(f"note: {note}")
     prepared = prepare_new_runs(sweep, console)
     start = Start.new(verify=verify)
     if detached:

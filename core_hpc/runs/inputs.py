@@ -2,13 +2,15 @@
 
 In: a sweep, and what preparation found for its new runs. Out: nothing, or an error that names the runs
 whose inputs differ. Such runs would be compared, or averaged over seeds, although a file or a model
-was changed between their starts.
+was changed between their starts. Started runs keep their inputs; `changed_files` names the files that
+were written since.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import RunConflictError
@@ -16,6 +18,7 @@ from core_hpc.config.identity import scientific_fields
 from core_hpc.problems.splits import EVALUATION, EXAMPLES, TRAIN, Splits, problems_digest, warmup_split
 from core_hpc.runs.folder import ModelFacts, exists, facts_in, read_identity, runs_in
 from core_hpc.runs.sweep import Sweep
+from core_hpc.store.paths import RunPaths
 
 PROMPT_FIELDS = ("instruction", "instruction_style")
 """Fields of the section `problems` that do not decide which problems a run has."""
@@ -56,6 +59,34 @@ def check_inputs(sweep: Sweep, splits: Mapping[str, Splits], facts: Mapping[str,
             " to which paths are relative. Restore what was changed, or give the sweep another name "
             f"(--set name={sweep.name}-2)."
         )
+
+
+def changed_files(sweep: Sweep) -> list[str]:
+    """Notes about problem files that were written after a run of the sweep had begun, which has a copy of them."""
+    first: dict[Path, str] = {}
+    for plan in sweep.runs:
+        identity = RunPaths(sweep.folder / plan.run_id).identity
+        if identity.is_file():
+            began = identity.stat().st_mtime
+            for path in _files(scientific_fields(plan.config)):
+                if path.is_file() and path.stat().st_mtime > began:
+                    first.setdefault(path, plan.run_id)
+    return [
+        f"{path} was written after {run_id} had begun. Its figures are those of its copy; for the problems "
+        "of now, give the sweep another name (--set name=..., or --name of evaluate)"
+        for path, run_id in first.items()
+    ]
+
+
+def _files(fields: Any) -> Iterator[Path]:
+    """The files of all problem sources in nested fields of a configuration."""
+    if isinstance(fields, dict):
+        if "source" in fields and isinstance(fields.get("path"), str):
+            yield Path(fields["path"]).expanduser()
+        fields = list(fields.values())
+    if isinstance(fields, list):
+        for value in fields:
+            yield from _files(value)
 
 
 def _started(sweep: Sweep) -> dict[Input, dict[str, str]]:

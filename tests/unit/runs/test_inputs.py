@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from core_hpc.controller.start import prepare_new_runs
 from core_hpc.problems.sets import all_problems
 from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.inputs import changed_files
 from core_hpc.runs.sweep import load_sweep
 from tests.unit.config.test_sweep import MINIMAL
 
@@ -90,6 +92,17 @@ def test_a_new_run_with_a_changed_file_is_refused(study: Study) -> None:
     study.write("old")
     study.start([1, 2])
     assert not any("the split" in refusal for refusal in study.refusals())
+
+
+def test_a_start_names_the_files_that_a_started_run_has_in_an_earlier_state(study: Study) -> None:
+    """The figures of a repeated command are those of the copy."""
+    (run_id,) = study.start([1])
+    sweep = load_sweep(study.folder / "sweep.yaml")
+    os.utime(study.train, (1, 1))
+    assert changed_files(sweep) == []
+    os.utime(study.train, (2**33, 2**33))
+    (note,) = changed_files(sweep)
+    assert note.startswith(f"{study.train} was written after {run_id} had begun.")
 
 
 def test_the_instruction_does_not_hide_a_changed_file(study: Study) -> None:
