@@ -190,7 +190,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     else:
         LocalLimits.of(cluster, sweep.largest_team)  # raises InputError if GPUs are missing
     for note in changed_files(sweep):
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     prepared = prepare_new_runs(sweep, console)
     start = Start.new(verify=verify)
     if detached:
